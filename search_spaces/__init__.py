@@ -1,0 +1,1 @@
+"""Networks written once against the layer factory, each as a search space for every method."""

@@ -1,0 +1,181 @@
+"""From the settings of a sweep to its trials, each with its name and folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tas_ray.cluster.config import Range, Sweep, Value
+from tas_ray.methods.baselines import Dense
+from tas_ray.methods.method import Method
+from tas_ray.pipeline import Trial
+from tas_ray.results import RESULT_FILE
+from tas_ray.space import SearchSpace
+
+TRIALS_FOLDER = "trials"
+STOPPED_FILE = "stopped.json"
+_ROOTS = ("method", "retrain", "distillation")
+
+Parameters = Mapping[str, Range | tuple[Value, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Trials that differ only in hyper-parameters Optuna chooses."""
+
+    base: Trial
+    """The trial before anything is chosen; its name is the study's."""
+
+    parameters: Parameters
+    """What is chosen, by dotted path."""
+
+    def trial(self, values: Mapping[str, Value]) -> Trial:
+        """The trial with these values: the same name and folder for the same values."""
+        return _swept(self.base, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All trials of a sweep, finished ones too."""
+
+    teachers: tuple[Trial, ...]
+    """Dense networks; the first one teaches."""
+
+    trials: tuple[Trial, ...]
+    """What is known from the start."""
+
+    studies: tuple[Study, ...]
+    """What is chosen on the way."""
+
+
+def done(folder: Path) -> bool:
+    """Whether nothing is left to do for the trial with this folder: it is finished, or was stopped early."""
+    return (folder / RESULT_FILE).exists() or (folder / STOPPED_FILE).exists()
+
+
+def plan(sweep: Sweep, space: SearchSpace) -> Plan:
+    """The trials of a sweep over this space, in a fixed order.
+
+    Raises:
+        ValueError: a budget that cannot be reached, a swept field that does not exist or refuses its value.
+    """
+    parameters: Parameters = {} if sweep.optuna is None else sweep.optuna.parameters
+    methods = [method for method in sweep.methods if not isinstance(method, Dense)]
+    _check_paths(sweep, methods, [*sweep.grid, *parameters])
+    for budget in sweep.budgets:
+        space.budget(budget)
+    teachers = _teachers(sweep, taught=bool(methods) and sweep.distillation is not None)
+    bases = [
+        _swept(_trial(sweep, method, budget, seed, teachers), point) if point else trial
+        for method in methods
+        for budget in sweep.budgets or (None,)
+        for seed in sweep.seeds
+        for trial in [_trial(sweep, method, budget, seed, teachers)]
+        for point in _points(sweep.grid, trial)
+    ]
+    studies = [Study(base=base, parameters=_there(parameters, base)) for base in bases]
+    for study in studies:
+        _try_out(study, space)
+    return Plan(
+        teachers=tuple(teachers),
+        trials=tuple(study.base for study in studies if not study.parameters),
+        studies=tuple(study for study in studies if study.parameters),
+    )
+
+
+def _teachers(sweep: Sweep, *, taught: bool) -> list[Trial]:
+    asked = any(isinstance(method, Dense) for method in sweep.methods)
+    seeds = sweep.seeds if asked else sweep.seeds[: int(taught)]
+    return [
+        dataclasses.replace(_trial(sweep, Dense(), None, seed, []), retrain=sweep.teacher, distillation=None)
+        for seed in seeds
+    ]
+
+
+def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teachers: list[Trial]) -> Trial:
+    amount = "" if budget is None else f"-{budget:g}" if budget <= 1 else f"-{int(budget)}"
+    name = f"{method.name}{amount}-seed{seed}"
+    return Trial(
+        run=sweep.run,
+        name=name,
+        folder=sweep.folder / TRIALS_FOLDER / name,
+        space=sweep.space,
+        data=sweep.data,
+        method=method,
+        budget=budget,
+        seed=seed,
+        retrain=sweep.retrain,
+        distillation=sweep.distillation,
+        teacher=teachers[0].folder if teachers else None,
+        parameters={},
+    )
+
+
+def _swept(base: Trial, values: Mapping[str, Value]) -> Trial:
+    trial = base
+    for path, value in values.items():
+        trial = changed(trial, path, value)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{base.name}-{digest}"
+    return dataclasses.replace(
+        trial, name=name, folder=base.folder.with_name(name), parameters={**base.parameters, **values}
+    )
+
+
+def _points(grid: Mapping[str, tuple[Value, ...]], trial: Trial) -> Iterator[dict[str, Value]]:
+    axes = {path: values for path, values in grid.items() if has(trial, path)}
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _there(parameters: Parameters, trial: Trial) -> Parameters:
+    return {path: values for path, values in parameters.items() if has(trial, path)}
+
+
+def _try_out(study: Study, space: SearchSpace) -> None:
+    """Refuses a study whose ends are impossible, before anything is spent."""
+    ends = {p: (v.low, v.high) if isinstance(v, Range) else v for p, v in study.parameters.items()}
+    for path, values in ends.items():
+        for value in values:
+            changed(study.base, path, value)
+            if path == "budget":
+                space.budget(float(value))
+
+
+def _check_paths(sweep: Sweep, methods: list[Method], paths: list[str]) -> None:
+    for path in paths:
+        root, _, rest = path.partition(".")
+        if path == "budget" and path not in sweep.grid:
+            continue
+        if root not in _ROOTS or not rest:
+            raise ValueError(f"{path} cannot be swept: what can be lies below {', '.join(_ROOTS)}")
+        owners: list[Any] = methods if root == "method" else [getattr(sweep, root)]
+        if not any(has(owner, rest) for owner in owners):
+            known = sorted({f.name for owner in owners if owner for f in dataclasses.fields(owner)})
+            raise ValueError(
+                f"{path} cannot be swept: there is no {rest} in {root}, which has {', '.join(known)}"
+            )
+
+
+def has(config: Any, path: str) -> bool:
+    """Whether a nest of dataclasses has a field at the dotted path."""
+    name, _, rest = path.partition(".")
+    fields = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    return name in fields and (not rest or has(getattr(config, name), rest))
+
+
+def changed(config: Any, path: str, value: Value) -> Any:
+    """A copy of a nest of dataclasses with the field at the dotted path, which `has` found, set to value.
+
+    Raises:
+        ValueError: one of the dataclasses refuses the value.
+    """
+    name, _, rest = path.partition(".")
+    inner = changed(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: inner})

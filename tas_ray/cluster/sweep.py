@@ -1,0 +1,127 @@
+"""A sweep from its settings to its leaderboard; goes on wherever it was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tas_ray import data
+from tas_ray.cluster.config import Sweep
+from tas_ray.cluster.cost import Cost, cost_of, typical
+from tas_ray.cluster.folder import claimed, keep_config
+from tas_ray.cluster.plan import Plan, Study, done, plan
+from tas_ray.cluster.progress import Progress
+from tas_ray.cluster.studies import StudySearch, search
+from tas_ray.cluster.train import alive_nodes, check_resources
+from tas_ray.cluster.tuner import Runner, connect
+from tas_ray.pipeline import Trial
+from tas_ray.plot import draw
+from tas_ray.results import leaderboard, read_results, write_leaderboard
+
+PICTURE_FILE = "leaderboard.png"
+
+
+def sweep(config: Sweep) -> pd.DataFrame:
+    """Runs every trial of a sweep that is not finished yet, and returns the run's leaderboard.
+
+    `leaderboard.csv` and `leaderboard.png` in the run's folder show the same, and are written even if trials failed.
+    After a kill at any moment the same call goes on: what is finished is not repeated, what was begun resumes from
+    its latest checkpoint.
+
+    Raises:
+        ValueError: the caller's mistake, before anything is spent.
+        RuntimeError: trials failed; names each with its error. The same call tries them again.
+    """
+    dataset = data.load(config.data, torch.device("cpu"))
+    space = config.space.load(classes=dataset.classes, image_size=dataset.image_size)
+    planned = plan(config, space)
+    with claimed(config.folder):
+        keep_config(config)
+        work = _left(config, planned, lambda trial: cost_of(trial, dataset, space))
+        print(work.describe(), flush=True)
+        failures = _run(config, work) if work.count else {}
+        table = _publish(config.folder)
+    if failures:
+        listed = "\n".join(f"  {name}: {why}" for name, why in failures.items())
+        raise RuntimeError(f"{len(failures)} trial(s) failed; the same command tries them again:\n{listed}")
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is left to do of a sweep."""
+
+    folder: Path
+    teachers: Sequence[Trial]
+    trials: Sequence[Trial]
+    studies: Sequence[tuple[Study, StudySearch, int]]
+    cost_of: Callable[[Trial], Cost]
+
+    @property
+    def count(self) -> int:
+        """Trials to be finished."""
+        return len(self.teachers) + len(self.trials) + sum(missing for _, _, missing in self.studies)
+
+    @property
+    def cost(self) -> Cost:
+        """What they cost."""
+        chosen = [typical(study) for study, _, missing in self.studies for _ in range(missing)]
+        return sum(map(self.cost_of, [*self.teachers, *self.trials, *chosen]), Cost())
+
+    def describe(self) -> str:
+        """The estimate for people."""
+        dense, planned, cost = len(self.teachers), len(self.trials), self.cost
+        return (
+            f"{self.count} trials to go in {self.folder}: {dense} dense, {planned} planned, "
+            f"{self.count - dense - planned} chosen by Optuna. Estimate: {cost.search:.2g} MACs of search, "
+            f"{cost.retrain:.2g} of training (twice as many floating-point operations)"
+        )
+
+
+def _left(config: Sweep, planned: Plan, costs: Callable[[Trial], Cost]) -> _Work:
+    studies = []
+    for study in planned.studies:
+        assert config.optuna is not None
+        studies.append((study, *search(study, config.optuna, config.folder)))
+    return _Work(
+        folder=config.folder,
+        teachers=[trial for trial in planned.teachers if not done(trial.folder)],
+        trials=[trial for trial in planned.trials if not done(trial.folder)],
+        studies=[(study, searcher, missing) for study, searcher, missing in studies if missing > 0],
+        cost_of=costs,
+    )
+
+
+def _run(config: Sweep, work: _Work) -> dict[str, str]:
+    """Does the work on a cluster and returns what failed, by name of trial."""
+    connect()
+    at_once = check_resources(config.resources, alive_nodes())
+    progress = Progress(config.folder, lambda trial: work.cost_of(trial).total, work.count, work.cost.total)
+    runner = Runner(
+        folder=config.folder,
+        resources=config.resources,
+        at_once=config.resources.concurrent_trials or at_once,
+        asha=config.asha,
+        progress=progress,
+    )
+    runner.fixed(work.teachers)
+    if work.teachers and work.teachers[0].name in progress.failures:
+        return progress.failures
+    runner.fixed(work.trials)
+    for study, searcher, missing in work.studies:
+        runner.study(study, searcher, missing)
+    return progress.failures
+
+
+def _publish(folder: Path) -> pd.DataFrame:
+    """The leaderboard of what is finished, also as CSV and picture; empty where nothing is."""
+    if not read_results(folder):
+        return pd.DataFrame()
+    write_leaderboard(folder)
+    table = leaderboard(folder)
+    draw(table, folder / PICTURE_FILE)
+    return table

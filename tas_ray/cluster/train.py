@@ -1,0 +1,162 @@
+"""One trial on Ray Train: workers, checkpoints, restarts and elasticity around `tas_ray.pipeline.run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from tas_ray import pipeline
+from tas_ray.cluster.config import Resources
+from tas_ray.cluster.metrics import PHASES, TrialGauges
+from tas_ray.pipeline import Trial
+from tas_ray.results import RESULT_FILE, Result, read_result
+from tas_ray.workers import Checkpoints, Workers, read_state, write_state
+
+STATE_FILE = "state.pt"
+TRAIN_FOLDER = "train"
+EPOCH = "retrain_epoch"
+"""The metric of a report that counts epochs of retraining; reports of the search are without it."""
+ERROR = "error"
+"""The metric of a report that ends a failed trial: what went wrong, in a line."""
+ACCURACY = "validation_accuracy"
+"""The metric sweeps compare trials by; 0 where there is none."""
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+# Every report waits for the controller's next look at its workers: two seconds by default, which small epochs cannot afford.
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+
+
+def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """The number of trials that fit the nodes (a mapping such as {"CPU": 8, "GPU": 1} each) at once, at least 1.
+
+    Raises:
+        ValueError: not even one trial fits, however long it waits: a worker is larger than every node, or there is
+            no room for all of its workers.
+    """
+    need = resources.per_worker
+    rooms = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in need.items()) for node in nodes]
+    trials = sum(rooms) // resources.least_workers
+    if trials:
+        return trials
+    shapes = ", ".join(_amounts(node, need) for node in nodes) or "no node"
+    raise ValueError(
+        f"a trial needs {resources.least_workers} worker(s) of {_amounts(need, need)}, but this cluster has room for "
+        f"{sum(rooms)}: its nodes have {shapes}. Ask for fewer or smaller workers (--resources), or add nodes"
+    )
+
+
+def _amounts(node: Mapping[str, float], names: Mapping[str, float]) -> str:
+    return " + ".join(f"{node.get(name, 0.0):g} {name}" for name in names)
+
+
+def alive_nodes() -> list[dict[str, float]]:
+    """What each living node of the connected cluster has in total, by Ray's names of resources."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class RayCheckpoints(Checkpoints):
+    """The state as a Ray Train checkpoint: uploaded before it counts, found again by every later start of this trial."""
+
+    def load(self) -> dict[str, Any] | None:
+        """See `Checkpoints.load`."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return read_state(Path(folder) / STATE_FILE)
+
+    def save(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
+        """See `Checkpoints.save`; the metrics go to the sweep, which may stop the trial for them."""
+        if PHASES[int(metrics["phase"])] == "retrain":
+            metrics = {**metrics, EPOCH: metrics["epoch"]}
+        if ray.train.get_context().get_world_rank() != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_state(state, Path(folder) / STATE_FILE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _Work(TypedDict):
+    trial: Trial
+    threads: int
+
+
+def _train(work: _Work) -> Result | str:
+    """What every worker runs: the trial's result, or what the caller did wrong (which no second start would heal)."""
+    torch.set_num_threads(work["threads"])
+    context = ray.train.get_context()
+    workers = Workers(rank=context.get_world_rank(), world=context.get_world_size(), device=get_device())
+    gauges = TrialGauges(work["trial"])
+    try:
+        return pipeline.run(work["trial"], workers, RayCheckpoints(), gauges.epoch)
+    except ValueError as error:
+        return str(error)
+
+
+def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.UserCallback] = ()) -> Result:
+    """Trains one trial on Ray Train, or goes on with it from its latest checkpoint, and returns its result.
+
+    Checkpoints lie in the trial's folder until its result does. Learning rates do not depend on the number of workers,
+    see `Resources`.
+
+    Raises:
+        ValueError: the caller's mistake, found in a worker.
+        ray.train.TrainingFailedError: the workers crashed more often than `resources.max_failures`.
+    """
+    if (trial.folder / RESULT_FILE).exists():
+        return read_result(trial.folder / RESULT_FILE)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    storage = trial.folder / TRAIN_FOLDER
+    name = f"{trial.run}-{trial.name}"
+    _set_aside_unreadable(storage / name)
+    trainer = TorchTrainer(
+        _train,
+        train_loop_config=_Work(trial=trial, threads=max(1, int(resources.cpus_per_worker))),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=_scaling(resources),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    outcome = trainer.fit().return_value
+    if isinstance(outcome, str):
+        raise ValueError(outcome)
+    shutil.rmtree(storage, ignore_errors=True)
+    return outcome
+
+
+def _scaling(resources: Resources) -> ray.train.ScalingConfig:
+    fixed = resources.min_workers is None
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers if fixed else (resources.least_workers, resources.workers),
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=resources.per_worker,
+    )
+
+
+def _set_aside_unreadable(folder: Path) -> None:
+    """Ray Train rewrites its list of checkpoints in place; one cut short by a crash would stop every later start."""
+    snapshot = folder / _SNAPSHOT
+    if not snapshot.exists():
+        return
+    try:
+        json.loads(snapshot.read_text())
+    except ValueError:
+        folder.rename(folder.with_name(f"{folder.name}.unreadable-{os.getpid()}"))

@@ -66,11 +66,15 @@ NETWORKS = (
 )
 
 
-def read(path: Path | str) -> tuple[SearchSpace, Architecture]:
+def read(path: Path | str, *, check_cost: bool = True) -> tuple[SearchSpace, Architecture]:
     """The published space and the architecture that a file of TAS holds.
 
     A file of the width search keeps all blocks, one of the depth search all channels. How weights are
     initialized (`zero_init_residual`) is the space's affair and not read.
+
+    Args:
+        check_cost: compare `estimated_FLOP`, where the file has it, with our count. The released ResNet-50 of
+            ImageNet, whose widths are no candidates of TAS, says 2291.3 M for lists that have 2281.6 M.
 
     Raises:
         ValueError: the file is not of this format, its network is none of `NETWORKS`, the lists do not fit
@@ -86,7 +90,8 @@ def read(path: Path | str) -> tuple[SearchSpace, Architecture]:
         lists = {key: _numbers(fields, key) for key in SEARCHED[str(super_type)]}
         full = (space.channels, *(width.full for width in space.widths))
         architecture = from_channels(space, lists.get("xchannels", full), lists.get("xblocks"))
-        _check_cost(space, architecture, fields.get("estimated_FLOP"))
+        if check_cost:
+            _compare_cost(space, architecture, fields.get("estimated_FLOP"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return space, architecture
@@ -157,7 +162,7 @@ def from_channels(
         raise ValueError(f"the xblocks of {space.name} are {len(space.depths)} numbers, not {len(blocks)}")
     values = {width.name: c for width, c in zip(space.widths, channels[1:], strict=True)}
     values |= {depth.name: d for depth, d in zip(space.depths, blocks, strict=True)}
-    architecture = Architecture.of({choice.name: values[choice.name] for choice in space.choices})
+    architecture = Architecture({choice.name: values[choice.name] for choice in space.choices})
     space.validate(architecture)
     return architecture
 
@@ -181,7 +186,7 @@ def _estimate(space: SearchSpace, architecture: Architecture) -> Decimal:
     return Decimal(macs) / MILLION
 
 
-def _check_cost(space: SearchSpace, architecture: Architecture, written: Value) -> None:
+def _compare_cost(space: SearchSpace, architecture: Architecture, written: Value) -> None:
     if written is None:
         return
     if not isinstance(written, Decimal):
@@ -193,7 +198,7 @@ def _check_cost(space: SearchSpace, architecture: Architecture, written: Value) 
     if abs(ours - written) > tolerance:
         raise ValueError(
             f"estimated_FLOP says {written} M, but this network of {space.name} has {ours} M: the lists or "
-            "the figure were changed"
+            "the figure were changed; check_cost=False takes the lists as they are"
         )
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 
 TAS_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths over the full width (TAS, section 4.1)."""
@@ -128,37 +127,37 @@ class Candidates:
         return tuple(sorted({min(max(1, width), base) for width in widths} | {base}))
 
 
-@dataclass(frozen=True)
 class Architecture(Mapping[str, int]):
-    """One network of a search space: the channels of every width and the blocks of every depth, by name."""
+    """One network of a search space: the channels of every width and the blocks of every depth, by name.
 
-    items_: tuple[tuple[str, int], ...]
+    Immutable; two with the same names and numbers are equal and hash alike, in whatever order.
+    """
 
-    @staticmethod
-    def of(values: Mapping[str, int]) -> Architecture:
-        """The architecture with these numbers of channels and blocks."""
-        return Architecture(tuple((name, int(value)) for name, value in values.items()))
-
-    @cached_property
-    def _by_name(self) -> dict[str, int]:
-        return dict(self.items_)
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = {name: int(number) for name, number in numbers.items()}
 
     def __getitem__(self, name: str) -> int:
-        return self._by_name[name]
+        return self._numbers[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self.items_)
+        return iter(self._numbers)
 
     def __len__(self) -> int:
-        return len(self.items_)
+        return len(self._numbers)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._numbers.items()))
+
+    def __repr__(self) -> str:
+        return f"Architecture({self._numbers})"
 
     def __str__(self) -> str:
         """Readable in a table: `stem=12 stage0=9 stage0.depth=2`."""
-        return " ".join(f"{name}={value}" for name, value in self.items_)
+        return " ".join(f"{name}={number}" for name, number in self._numbers.items())
 
     def to_json(self) -> str:
         """A JSON object of names and numbers."""
-        return json.dumps(self._by_name)
+        return json.dumps(self._numbers)
 
     @staticmethod
     def from_json(text: str) -> Architecture:
@@ -173,4 +172,4 @@ class Architecture(Mapping[str, int]):
             raise ValueError(
                 f"an architecture is a JSON object of names and whole numbers, not {text[:80]!r}"
             )
-        return Architecture.of(values)
+        return Architecture(values)

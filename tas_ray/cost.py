@@ -29,7 +29,7 @@ from tas_ray.choices import (
 from tas_ray.layers import Block, BlockBuilder, Chain, Layers, all_blocks, stage_output
 
 Population = Int[np.ndarray, "architectures choices"]
-_C = TypeVar("_C", bound=Choice)
+_C = TypeVar("_C", Width, Depth)
 Values = Int[np.ndarray, " architectures"]
 
 
@@ -61,7 +61,7 @@ class Row:
 class CostTable:
     """The cost of every architecture of a space, from one row per layer."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Width | Depth, ...]
     rows: tuple[Row, ...]
     columns: dict[str, int] = field(init=False)
 
@@ -170,7 +170,7 @@ class RecordingLayers(Layers):
 
     def __init__(self, candidates: Candidates) -> None:
         super().__init__(candidates)
-        self.choices: dict[str, Choice] = {}
+        self.choices: dict[str, Width | Depth] = {}
         self.names: dict[str, None] = {}  # of all widths and depths, frozen ones too, in order
         self.rows: list[Row] = []
         self._kept: Kept | None = None
@@ -232,7 +232,7 @@ class RecordingLayers(Layers):
         return _Recorded(nn.Linear(full(c_in), c_out), self._row(c_in=c_in, c_out=c_out, bias=True))
 
     def _declare(self, choice: _C) -> _C:
-        known = self.choices.setdefault(choice.name, choice)
+        known: Choice = self.choices.setdefault(choice.name, choice)
         if known != choice:
             raise ValueError(f"two different choices are called {choice.name}: {known} and {choice}")
         return choice

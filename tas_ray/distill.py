@@ -1,4 +1,4 @@
-"""Knowledge distillation: a network learns a teacher's outputs beside the labels (Hinton et al., 2015; TAS, section 3.3)."""
+"""Knowledge distillation: a network learns a teacher's outputs beside the labels (TAS, section 3.3)."""
 
 from __future__ import annotations
 
@@ -78,6 +78,4 @@ class DistilledTask(Task):
         """See `Task.forward`."""
         with torch.no_grad():
             target = self._teacher[0](images)
-        return self.distillation.loss(
-            self.network(images), target, labels, label_smoothing=self.smoothing
-        )
+        return self.distillation.loss(self.network(images), target, labels, label_smoothing=self.smoothing)

@@ -40,6 +40,11 @@ def save_network(folder: Path, network: nn.Module, blueprint: Blueprint) -> None
     """Writes both files, each atomically."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+    save_blueprint(folder, blueprint)
+
+
+def save_blueprint(folder: Path, blueprint: Blueprint) -> None:
+    """Writes the description alone, atomically."""
     fields = asdict(blueprint) | {"architecture": dict(blueprint.architecture)}
     write_atomically(folder / ARCHITECTURE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
@@ -55,7 +60,9 @@ def load_network(folder: str | Path) -> nn.Module:
     try:
         network.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of {ARCHITECTURE_FILE} beside it: {error}") from error
+        raise ValueError(
+            f"{path} does not hold the weights of {ARCHITECTURE_FILE} beside it: {error}"
+        ) from error
     return network.eval()
 
 
@@ -72,7 +79,7 @@ def load_blueprint(folder: str | Path) -> Blueprint:
             space["candidates"] = Candidates(**given)
         return Blueprint(
             space=SpaceConfig(**space),
-            architecture=Architecture.of(fields["architecture"]),
+            architecture=Architecture(fields["architecture"]),
             classes=fields["classes"],
             image_size=fields["image_size"],
             mean=tuple(fields["mean"]),

@@ -6,6 +6,7 @@ Its folder is the trial's identity: once `result.json` lies there the trial is d
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,15 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import json
 import torch
 from torch import Tensor, nn
 
+from tas_ray.batchnorm import recalibrate
 from tas_ray.choices import Architecture
 from tas_ray.cost import counted_macs
 from tas_ray.data import DataConfig, Dataset, Split
 from tas_ray.data import load as load_data
-from tas_ray.distill import DistilledTask, Distillation
+from tas_ray.distill import Distillation, DistilledTask
 from tas_ray.export import Blueprint, load_blueprint, load_network, save_network
 from tas_ray.methods.baselines import Dense
 from tas_ray.methods.method import Method
@@ -102,14 +103,22 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
     """
     space = trial.space.load(classes=classes, image_size=image_size)
     if isinstance(trial.method, Dense) != (trial.budget is None):
-        raise ValueError(f"{trial.method.name} with a budget of {trial.budget}: only the dense network has none")
+        raise ValueError(
+            f"{trial.method.name} with a budget of {trial.budget}: only the dense network has none"
+        )
     budget = Budget(most=space.macs(space.dense))
     if trial.budget is not None:
         budget = space.budget(trial.budget, window=trial.method.window)
     if trial.method.training is None:
         trial.method.propose(space, budget, None, seed=trial.seed)
     if trial.teacher is None:
-        needs = "distillation" if trial.distillation else "initialization" if trial.initialization == "dense" else ""
+        needs = (
+            "distillation"
+            if trial.distillation
+            else "initialization"
+            if trial.initialization == "dense"
+            else ""
+        )
         if needs:
             raise ValueError(f"{needs} needs a teacher: give the folder of a finished dense network")
     return Plan(space, budget)
@@ -130,20 +139,58 @@ def run(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Repo
     found = progress.finished("search") or _search(trial, planned, dataset, workers, progress)
     architecture = Architecture.from_json(found["architecture"])
     network, validation = _retrain(trial, planned.space, architecture, teacher, dataset, workers, progress)
-    result = _result(trial, planned, architecture, found, network, validation, teacher, dataset, workers, progress)
+    result = _result(
+        trial, planned, architecture, found, network, validation, teacher, dataset, workers, progress
+    )
     if workers.leads:
-        blueprint = Blueprint(
-            space=trial.space,
-            architecture=architecture,
-            classes=dataset.classes,
-            image_size=dataset.image_size,
-            mean=dataset.mean,
-            std=dataset.std,
-        )
-        save_network(trial.folder, network, blueprint)
+        save_network(trial.folder, network, _blueprint(trial, architecture, dataset))
         write_result(trial.folder, result)
     workers.wait()
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search has found."""
+
+    blueprint: Blueprint
+    """The architecture and what it was searched for; its network is not trained yet."""
+
+    macs: int
+    params: int
+
+    accuracy: float | None
+    """On the search split with the supernet's shared weights, 0..1; None where the method has no supernet."""
+
+
+def search(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Found:
+    """Runs only the search of a trial, or goes on with it, on every worker; nothing is retrained or written.
+
+    Raises:
+        ValueError: see `run`.
+    """
+    dataset = load_data(trial.data, workers.device)
+    planned = plan(trial, classes=dataset.classes, image_size=dataset.image_size)
+    progress = _Progress(trial, workers, checkpoints, on_epoch)
+    found = progress.finished("search") or _search(trial, planned, dataset, workers, progress)
+    architecture = Architecture.from_json(found["architecture"])
+    return Found(
+        blueprint=_blueprint(trial, architecture, dataset),
+        macs=planned.space.macs(architecture),
+        params=planned.space.params(architecture),
+        accuracy=found["accuracy"],
+    )
+
+
+def _blueprint(trial: Trial, architecture: Architecture, dataset: Dataset) -> Blueprint:
+    return Blueprint(
+        space=trial.space,
+        architecture=architecture,
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
 
 
 @dataclass(frozen=True)
@@ -179,8 +226,9 @@ def _search(
     macs = space.macs(architecture)
     assert macs <= budget.most, f"{method.name} proposed {macs} MACs for a budget of {budget.most}"
     if task is not None and method.training is not None:
-        precision = method.training.precision
-        measured = accuracy(task.network(architecture), dataset, "search", workers, precision)
+        fixed = task.network(architecture)
+        recalibrate(fixed, dataset, "train", method.training, workers, seed=seed_of("score", trial.seed))
+        measured = accuracy(fixed, dataset, "search", workers, method.training.precision)
     return progress.finish("search", {"architecture": architecture.to_json(), "accuracy": measured})
 
 
@@ -211,7 +259,9 @@ def _retrain(
     def validate() -> dict[str, float]:
         return {"validation_accuracy": accuracy(network, dataset, "search", workers, trial.retrain.precision)}
 
-    _fit(task, dataset, trial.retrain, "retrain", trial, workers, progress, validate if trial.holdout else dict)
+    _fit(
+        task, dataset, trial.retrain, "retrain", trial, workers, progress, validate if trial.holdout else dict
+    )
     network.requires_grad_(True)
     return network, validate()["validation_accuracy"] if trial.holdout else None
 
@@ -259,7 +309,13 @@ class _Progress:
 
     def __init__(self, trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> None:
         self.trial, self.workers, self.checkpoints, self.on_epoch = trial, workers, checkpoints, on_epoch
-        self.saved = checkpoints.load() or {"trial": trial.name, "done": {}, "phase": "", "fit": None, "seconds": {}}
+        self.saved = checkpoints.load() or {
+            "trial": trial.name,
+            "done": {},
+            "phase": "",
+            "fit": None,
+            "seconds": {},
+        }
         if self.saved.get("trial") != trial.name:
             raise ValueError(
                 f"the checkpoint is of trial {self.saved.get('trial')}, not of {trial.name}; "

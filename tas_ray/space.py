@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tas_ray.choices import Architecture, Candidates, Choice, Depth, Width
+from tas_ray.choices import Architecture, Candidates, Depth, Width
 from tas_ray.cost import CostTable, trace
 from tas_ray.layers import Layers, PlainLayers
 
@@ -48,7 +48,7 @@ class SearchSpace:
         return trace(self.define, self.candidates, self.image_size, self.channels)
 
     @property
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[Width | Depth, ...]:
         """What is searched, in the order of the network's layers."""
         return self.cost.choices
 
@@ -65,12 +65,12 @@ class SearchSpace:
     @property
     def dense(self) -> Architecture:
         """The unpruned network."""
-        return Architecture.of({choice.name: choice.full for choice in self.choices})
+        return Architecture({choice.name: choice.full for choice in self.choices})
 
     @property
     def smallest(self) -> Architecture:
         """Every choice at its smallest option."""
-        return Architecture.of({choice.name: choice.options[0] for choice in self.choices})
+        return Architecture({choice.name: choice.options[0] for choice in self.choices})
 
     @property
     def size(self) -> int:
@@ -120,16 +120,19 @@ class SearchSpace:
         """The bound `amount` stands for: MACs if above 1, else a share of the dense network's MACs.
 
         Args:
-            window: the budget also has a lower bound, this share of the dense MACs below the upper one.
+            window: gives the budget a lower bound too, this share of the dense MACs below the upper one.
 
         Raises:
-            ValueError: not positive, above the dense network, or below the smallest one.
+            ValueError: not positive and finite, above the dense network or below the smallest one; or the
+                window is no share.
         """
         dense, least = self.macs(self.dense), self.macs(self.smallest)
-        if not amount > 0:
+        if not 0 < amount < float("inf"):
             raise ValueError(
                 f"a budget is a positive number of MACs or a share of the dense MACs, not {amount}"
             )
+        if window is not None and not 0 <= window <= 1:
+            raise ValueError(f"a budget's window is a share of the dense MACs from 0 to 1, not {window}")
         most = int(amount * dense) if amount <= 1 else int(amount)
         if most < least:
             raise ValueError(
@@ -173,7 +176,7 @@ class SearchSpace:
         )
 
     def _picked(self, picks: np.ndarray) -> Architecture:
-        return Architecture.of({c.name: c.options[i] for c, i in zip(self.choices, picks, strict=True)})
+        return Architecture({c.name: c.options[i] for c, i in zip(self.choices, picks, strict=True)})
 
 
 @dataclass(frozen=True, kw_only=True)

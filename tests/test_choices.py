@@ -117,7 +117,7 @@ def test_full_is_the_largest_a_size_can_take() -> None:
 
 
 def test_an_architecture_is_a_mapping_in_the_order_given() -> None:
-    architecture = Architecture.of({"stem": 12, "stage1.depth": 2})
+    architecture = Architecture({"stem": 12, "stage1.depth": 2})
     assert dict(architecture) == {"stem": 12, "stage1.depth": 2}
     assert list(architecture) == ["stem", "stage1.depth"]
     assert len(architecture) == 2
@@ -128,16 +128,16 @@ def test_an_architecture_is_a_mapping_in_the_order_given() -> None:
 
 
 def test_equal_architectures_are_one_key() -> None:
-    one, same = Architecture.of({"stem": 12}), Architecture.of({"stem": 12})
+    one, same = Architecture({"stem": 12}), Architecture({"stem": 12})
     assert one["stem"] == 12  # reading one leaves it equal to the other
-    assert len({one, same, Architecture.of({"stem": 11})}) == 2
+    assert len({one, same, Architecture({"stem": 11})}) == 2
     assert pickle.loads(pickle.dumps(one)) == same
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(), st.integers(1, 10_000)))
 def test_an_architecture_survives_json(values: dict[str, int]) -> None:
-    architecture = Architecture.of(values)
+    architecture = Architecture(values)
     assert Architecture.from_json(architecture.to_json()) == architecture
 
 

@@ -27,7 +27,7 @@ def blocks(*widths: Size) -> list[object]:
 
 
 def plain(**values: int) -> PlainLayers:
-    return PlainLayers(Candidates(), Architecture.of(values))
+    return PlainLayers(Candidates(), Architecture(values))
 
 
 def test_plain_layers_take_their_numbers_from_the_architecture() -> None:

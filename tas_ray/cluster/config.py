@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tas_ray.data import DataConfig
 from tas_ray.distill import Distillation
@@ -194,6 +194,16 @@ class Sweep:
     distillation: Distillation | None = field(default_factory=Distillation)
     """How architectures learn from the dense network; None: they do not, and no teacher is trained for them."""
 
+    initialization: Literal["random", "dense"] = "random"
+    """Weights retraining starts from: random, or the leading channels of the dense network."""
+
+    holdout: bool = False
+    """Keeps the search split out of retraining and measures `validation_accuracy` on it, which Optuna and ASHA need.
+    Otherwise all training data is used, as published."""
+
+    checkpoint_seconds: float = 10.0
+    """Least time between two checkpoints of a trial, which are also what ASHA and the progress lines see of it."""
+
     grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     """Hyper-parameters tried in every combination: dotted paths below `method`, `retrain` or `distillation`, such as
     "retrain.learning_rate". A path below `method` multiplies only the methods that have it; nothing multiplies the
@@ -220,11 +230,16 @@ class Sweep:
         if not self.methods or not self.seeds:
             raise ValueError("a sweep needs at least one method and one seed")
         self._check_budgets()
-        for path, values in self.grid.items():
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"grid has {values} for {path}, but needs one or more different values")
+        for path, options in self.grid.items():
+            if not options or len(set(options)) != len(options):
+                raise ValueError(f"grid has {options} for {path}, but needs one or more different values")
             if path in self._searched:
                 raise ValueError(f"{path} is in `grid` and in Optuna's parameters: leave it out of one")
+        if (self.asha is not None or self.optuna is not None) and not self.holdout:
+            raise ValueError(
+                "Optuna and ASHA compare accuracies on images the training has not seen: set `holdout`, which keeps the "
+                "search split for them; the test set is never used to choose"
+            )
         if self.asha is not None and not self.grid and self.optuna is None:
             raise ValueError("ASHA stops weak hyper-parameters, but none is swept: add `grid` or `optuna`")
         if self.asha is not None and self.optuna is not None and self.optuna.against_macs:

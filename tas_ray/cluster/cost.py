@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tas_ray import pipeline
 from tas_ray.cluster.config import Range
 from tas_ray.cluster.plan import Study
 from tas_ray.data import Dataset
 from tas_ray.pipeline import Trial
-from tas_ray.space import SearchSpace
 
 BACKWARD = 2
 """A backward pass costs two forward passes: one for the weights, one for what is below."""
@@ -18,30 +18,30 @@ BACKWARD = 2
 class Cost:
     """Multiply-accumulates of one trial's stages, evaluations left out."""
 
-    search: float = 0.0
+    search: int = 0
     """An epoch of a search is taken as a weight step and an architecture step of the dense network on every image."""
 
-    retrain: float = 0.0
+    retrain: int = 0
     """Training of the network, with the teacher's forward passes."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(search=self.search + other.search, retrain=self.retrain + other.retrain)
 
     @property
-    def total(self) -> float:
+    def total(self) -> int:
         """Both stages."""
         return self.search + self.retrain
 
 
-def cost_of(trial: Trial, dataset: Dataset, space: SearchSpace) -> Cost:
+def cost_of(trial: Trial, dataset: Dataset) -> Cost:
     """An estimate of what one trial costs from its start to its end."""
-    dense = space.macs(space.dense)
-    macs = dense if trial.budget is None else space.budget(trial.budget).most
+    plan = pipeline.plan(trial, classes=dataset.classes, image_size=dataset.image_size)
+    dense = plan.space.macs(plan.space.dense)
     search = trial.method.training
-    images = trial.retrain.epochs * dataset.size("training")
+    images = trial.retrain.epochs * dataset.size("train" if trial.holdout else "training")
     return Cost(
-        search=0.0 if search is None else search.epochs * dataset.size("train") * 2 * (1 + BACKWARD) * dense,
-        retrain=images * ((1 + BACKWARD) * macs + (dense if trial.distillation is not None else 0)),
+        search=0 if search is None else search.epochs * dataset.size("train") * 2 * (1 + BACKWARD) * dense,
+        retrain=images * ((1 + BACKWARD) * plan.budget.most + (dense if trial.distillation else 0)),
     )
 
 

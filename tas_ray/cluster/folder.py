@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tas_ray.cluster.config import Sweep
+from tas_ray.provenance import commit, versions
 from tas_ray.results import write_atomically
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-_PACKAGES = ("tas-ray", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 _MAY_CHANGE = ("resources", "storage")
 
 
@@ -55,7 +52,7 @@ def keep_config(sweep: Sweep) -> None:
     path = sweep.folder / CONFIG_FILE
     config = _plain(sweep)
     if not path.exists():
-        document = {"config": config, "versions": _versions(), "commit": _commit()}
+        document = {"config": config, "versions": versions(), "commit": commit()}
         write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
         return
     try:
@@ -96,15 +93,3 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, item in items:
         yield from _leaves(item, f"{name}.{key}" if name else str(key))
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}}
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

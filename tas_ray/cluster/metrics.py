@@ -1,4 +1,4 @@
-"""Gauges of running and finished trials on Ray's metrics endpoint, from where the dashboard and Prometheus read them."""
+"""Gauges of trials on Ray's metrics endpoint, from where the dashboard and Prometheus read them."""
 
 from __future__ import annotations
 
@@ -6,50 +6,53 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from tas_ray.pipeline import Trial
+from tas_ray.pipeline import PHASES, Trial
 from tas_ray.results import Result
 
-PHASES = ("search", "retrain", "finished")
+FINISHED = "finished"
+"""The phase behind those of `tas_ray.pipeline`."""
 
 _DESCRIPTIONS = {
+    "epoch": "epochs done in this phase",
+    "epochs": "epochs of this phase in all",
     "loss": "mean training loss of the epoch",
-    "accuracy": "training accuracy of the epoch, 0 to 1",
     "validation_accuracy": "accuracy on the search split, 0 to 1",
     "test_accuracy": "accuracy of the finished network on the test set, 0 to 1",
-    "macs": "multiply-accumulates of one image",
-    "epoch": "epochs done in this phase",
+    "macs": "multiply-accumulates of one image: of the finished network, or of the one the search would choose now",
+    "expected_macs": "multiply-accumulates of one image that the search expects",
 }
 _TAGS = ("run", "trial", "method", "budget", "seed", "phase")
 
 
-class TrialGauges:
-    """`tas_loss`, `tas_accuracy` and so on of one trial, in the process that made this object, as long as it lives."""
+class Gauges:
+    """`tas_loss`, `tas_macs` and so on, shown for as long as the process lives that made this object."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self) -> None:
         self._gauges = {
             name: Gauge(f"tas_{name}", description=description, tag_keys=_TAGS)
             for name, description in _DESCRIPTIONS.items()
         }
-        self._tags = {
+
+    def epoch(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Shows an epoch's metrics, as `tas_ray.pipeline.run` reports them; those without a gauge are left out."""
+        self._show(trial, PHASES[int(metrics["phase"])], metrics)
+
+    def finished(self, trial: Trial, result: Result) -> None:
+        """Shows what came out of a trial."""
+        values = {"test_accuracy": result.test_accuracy, "macs": float(result.macs)}
+        if result.validation_accuracy is not None:
+            values["validation_accuracy"] = result.validation_accuracy
+        self._show(trial, FINISHED, values)
+
+    def _show(self, trial: Trial, phase: str, values: Mapping[str, float]) -> None:
+        tags = {
             "run": trial.run,
             "trial": trial.name,
             "method": trial.method.name,
             "budget": "dense" if trial.budget is None else f"{trial.budget:g}",
             "seed": str(trial.seed),
+            "phase": phase,
         }
-
-    def epoch(self, metrics: Mapping[str, float]) -> None:
-        """Shows one epoch's metrics, as `tas_ray.pipeline.run` reports them; unknown keys are left out."""
-        self._show(PHASES[int(metrics["phase"])], metrics)
-
-    def finished(self, result: Result) -> None:
-        """Shows what came out of the trial."""
-        values = {"test_accuracy": result.test_accuracy, "macs": float(result.macs)}
-        if result.validation_accuracy is not None:
-            values["validation_accuracy"] = result.validation_accuracy
-        self._show(PHASES[-1], values)
-
-    def _show(self, phase: str, values: Mapping[str, float]) -> None:
         for name, gauge in self._gauges.items():
             if name in values:
-                gauge.set(values[name], tags={**self._tags, "phase": phase})
+                gauge.set(values[name], tags=tags)

@@ -7,16 +7,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tas_ray import pipeline
 from tas_ray.cluster.config import Range, Sweep, Value
+from tas_ray.data import Dataset
 from tas_ray.methods.baselines import Dense
 from tas_ray.methods.method import Method
 from tas_ray.pipeline import Trial
 from tas_ray.results import RESULT_FILE
-from tas_ray.space import SearchSpace
 
 TRIALS_FOLDER = "trials"
 STOPPED_FILE = "stopped.json"
@@ -41,7 +42,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """All trials of a sweep, finished ones too."""
 
     teachers: tuple[Trial, ...]
@@ -59,46 +60,49 @@ def done(folder: Path) -> bool:
     return (folder / RESULT_FILE).exists() or (folder / STOPPED_FILE).exists()
 
 
-def plan(sweep: Sweep, space: SearchSpace) -> Plan:
-    """The trials of a sweep over this space, in a fixed order.
+def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
+    """The trials of a sweep on this dataset, each checked, in a fixed order.
 
     Raises:
-        ValueError: a budget that cannot be reached, a swept field that does not exist or refuses its value.
+        ValueError: a budget that cannot be reached, a swept field that does not exist or refuses its value, and
+            whatever else `tas_ray.pipeline.plan` refuses.
     """
     parameters: Parameters = {} if sweep.optuna is None else sweep.optuna.parameters
     methods = [method for method in sweep.methods if not isinstance(method, Dense)]
     _check_paths(sweep, methods, [*sweep.grid, *parameters])
-    for budget in sweep.budgets:
-        space.budget(budget)
-    teachers = _teachers(sweep, taught=bool(methods) and sweep.distillation is not None)
+    taught = sweep.distillation is not None or sweep.initialization == "dense"
+    teachers = _teachers(sweep, needed=taught and bool(methods))
+    teacher = teachers[0].folder if teachers else None
     bases = [
-        _swept(_trial(sweep, method, budget, seed, teachers), point) if point else trial
+        _swept(trial, point) if point else trial
         for method in methods
         for budget in sweep.budgets or (None,)
         for seed in sweep.seeds
-        for trial in [_trial(sweep, method, budget, seed, teachers)]
+        for trial in [_trial(sweep, method, budget, seed, teacher)]
         for point in _points(sweep.grid, trial)
     ]
     studies = [Study(base=base, parameters=_there(parameters, base)) for base in bases]
-    for study in studies:
-        _try_out(study, space)
-    return Plan(
-        teachers=tuple(teachers),
+    plan = SweepPlan(
+        teachers=teachers,
         trials=tuple(study.base for study in studies if not study.parameters),
         studies=tuple(study for study in studies if study.parameters),
     )
+    examples = [study.trial(values) for study in plan.studies for values in _ends(study)]
+    for trial in (*plan.teachers, *plan.trials, *examples):
+        pipeline.plan(trial, classes=dataset.classes, image_size=dataset.image_size)
+    return plan
 
 
-def _teachers(sweep: Sweep, *, taught: bool) -> list[Trial]:
+def _teachers(sweep: Sweep, *, needed: bool) -> tuple[Trial, ...]:
     asked = any(isinstance(method, Dense) for method in sweep.methods)
-    seeds = sweep.seeds if asked else sweep.seeds[: int(taught)]
-    return [
-        dataclasses.replace(_trial(sweep, Dense(), None, seed, []), retrain=sweep.teacher, distillation=None)
-        for seed in seeds
-    ]
+    seeds = sweep.seeds if asked else sweep.seeds[: int(needed)]
+    trials = [_trial(sweep, Dense(), None, seed, None) for seed in seeds]
+    return tuple(
+        replace(trial, retrain=sweep.teacher, distillation=None, initialization="random") for trial in trials
+    )
 
 
-def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teachers: list[Trial]) -> Trial:
+def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teacher: Path | None) -> Trial:
     amount = "" if budget is None else f"-{budget:g}" if budget <= 1 else f"-{int(budget)}"
     name = f"{method.name}{amount}-seed{seed}"
     return Trial(
@@ -112,8 +116,10 @@ def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teache
         seed=seed,
         retrain=sweep.retrain,
         distillation=sweep.distillation,
-        teacher=teachers[0].folder if teachers else None,
-        parameters={},
+        teacher=teacher,
+        initialization=sweep.initialization,
+        holdout=sweep.holdout,
+        checkpoint_seconds=sweep.checkpoint_seconds,
     )
 
 
@@ -123,7 +129,7 @@ def _swept(base: Trial, values: Mapping[str, Value]) -> Trial:
         trial = changed(trial, path, value)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{base.name}-{digest}"
-    return dataclasses.replace(
+    return replace(
         trial, name=name, folder=base.folder.with_name(name), parameters={**base.parameters, **values}
     )
 
@@ -138,14 +144,11 @@ def _there(parameters: Parameters, trial: Trial) -> Parameters:
     return {path: values for path, values in parameters.items() if has(trial, path)}
 
 
-def _try_out(study: Study, space: SearchSpace) -> None:
-    """Refuses a study whose ends are impossible, before anything is spent."""
-    ends = {p: (v.low, v.high) if isinstance(v, Range) else v for p, v in study.parameters.items()}
-    for path, values in ends.items():
-        for value in values:
-            changed(study.base, path, value)
-            if path == "budget":
-                space.budget(float(value))
+def _ends(study: Study) -> list[dict[str, Value]]:
+    """Both ends of all ranges and every value of all choices, each parameter in turn by itself."""
+    values = {p: (v.low, v.high) if isinstance(v, Range) else v for p, v in study.parameters.items()}
+    first = {path: ends[0] for path, ends in values.items()}
+    return [{**first, path: value} for path, ends in values.items() for value in ends]
 
 
 def _check_paths(sweep: Sweep, methods: list[Method], paths: list[str]) -> None:
@@ -178,4 +181,4 @@ def changed(config: Any, path: str, value: Value) -> Any:
     """
     name, _, rest = path.partition(".")
     inner = changed(getattr(config, name), rest, value) if rest else value
-    return dataclasses.replace(config, **{name: inner})
+    return replace(config, **{name: inner})

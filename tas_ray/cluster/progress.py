@@ -11,10 +11,10 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
-from tas_ray.cluster.metrics import PHASES, TrialGauges
+from tas_ray.cluster.metrics import Gauges
 from tas_ray.cluster.plan import STOPPED_FILE
 from tas_ray.cluster.train import ACCURACY, EPOCH, ERROR
-from tas_ray.pipeline import Trial
+from tas_ray.pipeline import PHASES, Trial
 from tas_ray.results import RESULT_FILE, read_result, write_atomically, write_leaderboard
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -23,21 +23,22 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress(Callback):  # type: ignore[misc]
     """Follows the trials of one driver."""
 
-    def __init__(self, folder: Path, cost_of: Callable[[Trial], float], trials: int, cost: float) -> None:
+    def __init__(self, folder: Path, cost_of: Callable[[Trial], int], trials: int, cost: int) -> None:
         """Follows so many trials, which cost so much together, by the estimate of `cost_of`."""
         self.failures: dict[str, str] = {}
         self.trial_of: Callable[[Mapping[str, Any]], Trial]
+        self._gauges = Gauges()
         self._folder = folder
         self._cost_of = cost_of
         self._trials, self._ended = trials, 0
-        self._cost, self._spent = cost, 0.0
+        self._cost, self._spent = cost, 0
         self._began = self._spoke = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """Says every half minute where the trial that just reported is."""
-        if "phase" not in result or time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES:
+        if "epoch" not in result or time.monotonic() - self._spoke < SECONDS_BETWEEN_LINES:
             return
         self._spoke = time.monotonic()
         name, phase = self.trial_of(trial.config).name, PHASES[int(result["phase"])]
@@ -54,7 +55,7 @@ class Progress(Callback):  # type: ignore[misc]
             self._failed(ours, last[ERROR])
         elif (ours.folder / RESULT_FILE).exists():
             result = read_result(ours.folder / RESULT_FILE)
-            TrialGauges(ours).finished(result)
+            self._gauges.finished(ours, result)
             write_leaderboard(self._folder)
             seconds = result.search_seconds + result.retrain_seconds
             self._say(

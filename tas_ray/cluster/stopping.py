@@ -15,6 +15,7 @@ from tas_ray.cluster.config import Asha
 from tas_ray.cluster.plan import TRIALS_FOLDER, done
 from tas_ray.cluster.train import ACCURACY, EPOCH
 from tas_ray.pipeline import Trial
+from tas_ray.results import write_atomically
 
 JOURNAL_FILE = "asha.jsonl"
 
@@ -57,10 +58,11 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         self._asha(trial).on_trial_remove(tune_controller, trial)
 
     def _reports(self) -> list[dict[str, Any]]:
-        lines = self._journal.read_text().splitlines(keepends=True) if self._journal.exists() else []
-        return [
-            json.loads(line) for line in lines if line.endswith("\n")
-        ]  # a killed driver may leave half a line
+        text = self._journal.read_text() if self._journal.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a driver was killed while it wrote
+            write_atomically(self._journal, whole.encode())
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _asha(self, trial: TuneTrial) -> ASHAScheduler:
         ours = self._trial_of(trial.config)

@@ -78,9 +78,7 @@ def _begin_again(study: optuna.Study) -> None:
     trials = study.get_trials(deepcopy=False)
     left = [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.FAIL)]
     settled = [trial.params for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    settled += [
-        trial.system_attrs.get("fixed_params") for trial in trials if trial.state is TrialState.WAITING
-    ]
+    settled += [trial.system_attrs["fixed_params"] for trial in trials if trial.state is TrialState.WAITING]
     for trial in left:
         if trial.state is TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)

@@ -13,7 +13,7 @@ from tas_ray import data
 from tas_ray.cluster.config import Sweep
 from tas_ray.cluster.cost import Cost, cost_of, typical
 from tas_ray.cluster.folder import claimed, keep_config
-from tas_ray.cluster.plan import Plan, Study, done, plan
+from tas_ray.cluster.plan import Study, SweepPlan, done, plan_sweep
 from tas_ray.cluster.progress import Progress
 from tas_ray.cluster.studies import StudySearch, search
 from tas_ray.cluster.train import alive_nodes, check_resources
@@ -37,11 +37,10 @@ def sweep(config: Sweep) -> pd.DataFrame:
         RuntimeError: trials failed; names each with its error. The same call tries them again.
     """
     dataset = data.load(config.data, torch.device("cpu"))
-    space = config.space.load(classes=dataset.classes, image_size=dataset.image_size)
-    planned = plan(config, space)
+    plan = plan_sweep(config, dataset)
     with claimed(config.folder):
         keep_config(config)
-        work = _left(config, planned, lambda trial: cost_of(trial, dataset, space))
+        work = _left(config, plan, lambda trial: cost_of(trial, dataset))
         print(work.describe(), flush=True)
         failures = _run(config, work) if work.count else {}
         table = _publish(config.folder)
@@ -82,15 +81,15 @@ class _Work:
         )
 
 
-def _left(config: Sweep, planned: Plan, costs: Callable[[Trial], Cost]) -> _Work:
+def _left(config: Sweep, plan: SweepPlan, costs: Callable[[Trial], Cost]) -> _Work:
     studies = []
-    for study in planned.studies:
+    for study in plan.studies:
         assert config.optuna is not None
         studies.append((study, *search(study, config.optuna, config.folder)))
     return _Work(
         folder=config.folder,
-        teachers=[trial for trial in planned.teachers if not done(trial.folder)],
-        trials=[trial for trial in planned.trials if not done(trial.folder)],
+        teachers=[trial for trial in plan.teachers if not done(trial.folder)],
+        trials=[trial for trial in plan.trials if not done(trial.folder)],
         studies=[(study, searcher, missing) for study, searcher, missing in studies if missing > 0],
         cost_of=costs,
     )

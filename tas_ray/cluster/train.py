@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,19 +19,20 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from tas_ray import pipeline
 from tas_ray.cluster.config import Resources
-from tas_ray.cluster.metrics import PHASES, TrialGauges
+from tas_ray.cluster.metrics import Gauges
 from tas_ray.pipeline import Trial
 from tas_ray.results import RESULT_FILE, Result, read_result
 from tas_ray.workers import Checkpoints, Workers, read_state, write_state
 
 STATE_FILE = "state.pt"
 TRAIN_FOLDER = "train"
+LOCK_FILE = ".lock"
 EPOCH = "retrain_epoch"
-"""The metric of a report that counts epochs of retraining; reports of the search are without it."""
+"""The metric of a report that counts epochs of retraining, there only beside a measured `ACCURACY`."""
 ERROR = "error"
 """The metric of a report that ends a failed trial: what went wrong, in a line."""
 ACCURACY = "validation_accuracy"
-"""The metric sweeps compare trials by; 0 where there is none."""
+"""The metric of every report that sweeps compare trials by; 0 where it was not measured."""
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 # Every report waits for the controller's next look at its workers: two seconds by default, which small epochs cannot afford.
@@ -44,7 +47,10 @@ def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) 
             no room for all of its workers.
     """
     need = resources.per_worker
-    rooms = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in need.items()) for node in nodes]
+    rooms = [
+        min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need.items())
+        for node in nodes
+    ]
     trials = sum(rooms) // resources.least_workers
     if trials:
         return trials
@@ -53,6 +59,13 @@ def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) 
         f"a trial needs {resources.least_workers} worker(s) of {_amounts(need, need)}, but this cluster has room for "
         f"{sum(rooms)}: its nodes have {shapes}. Ask for fewer or smaller workers (--resources), or add nodes"
     )
+
+
+def _copies(there: float, amount: float, whole: bool) -> int:
+    """How often an amount fits; a share of something whole, such as a GPU, does not reach over two of them."""
+    if whole and amount < 1:
+        return int(there) * int(1 / amount + 1e-9)
+    return int(there / amount + 1e-9)
 
 
 def _amounts(node: Mapping[str, float], names: Mapping[str, float]) -> str:
@@ -77,8 +90,10 @@ class RayCheckpoints(Checkpoints):
 
     def save(self, state: dict[str, Any], metrics: dict[str, float]) -> None:
         """See `Checkpoints.save`; the metrics go to the sweep, which may stop the trial for them."""
-        if PHASES[int(metrics["phase"])] == "retrain":
+        if ACCURACY in metrics:
             metrics = {**metrics, EPOCH: metrics["epoch"]}
+        else:
+            metrics = {**metrics, ACCURACY: 0.0}
         if ray.train.get_context().get_world_rank() != 0:
             ray.train.report(metrics)
             return
@@ -97,9 +112,9 @@ def _train(work: _Work) -> Result | str:
     torch.set_num_threads(work["threads"])
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), world=context.get_world_size(), device=get_device())
-    gauges = TrialGauges(work["trial"])
+    show = partial(Gauges().epoch, work["trial"])
     try:
-        return pipeline.run(work["trial"], workers, RayCheckpoints(), gauges.epoch)
+        return pipeline.run(work["trial"], workers, RayCheckpoints(), show)
     except ValueError as error:
         return str(error)
 
@@ -114,14 +129,30 @@ def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.Use
         ValueError: the caller's mistake, found in a worker.
         ray.train.TrainingFailedError: the workers crashed more often than `resources.max_failures`.
     """
-    if (trial.folder / RESULT_FILE).exists():
-        return read_result(trial.folder / RESULT_FILE)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     storage = trial.folder / TRAIN_FOLDER
+    storage.mkdir(parents=True, exist_ok=True)
+    with (storage / LOCK_FILE).open("w") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # a study may suggest the same values twice; the second waits for the first
+        if (trial.folder / RESULT_FILE).exists():
+            outcome: Result | str = read_result(trial.folder / RESULT_FILE)
+        else:
+            outcome = _trainer(trial, resources, storage, callbacks).fit().return_value
+        if isinstance(outcome, str):
+            raise ValueError(outcome)
+        shutil.rmtree(storage, ignore_errors=True)
+        return outcome
+
+
+def _trainer(
+    trial: Trial, resources: Resources, storage: Path, callbacks: Sequence[ray.train.UserCallback]
+) -> TorchTrainer:
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     name = f"{trial.run}-{trial.name}"
     _set_aside_unreadable(storage / name)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train,
         train_loop_config=_Work(trial=trial, threads=max(1, int(resources.cpus_per_worker))),
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -135,11 +166,6 @@ def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.Use
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    outcome = trainer.fit().return_value
-    if isinstance(outcome, str):
-        raise ValueError(outcome)
-    shutil.rmtree(storage, ignore_errors=True)
-    return outcome
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:

@@ -40,6 +40,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 
+TrialOf = Callable[[Mapping[str, Any]], Trial]
+
 
 def connect() -> None:
     """Connects to the cluster RAY_ADDRESS names or this machine runs, or starts one that ends with this process.
@@ -74,9 +76,7 @@ class Runner:
         """Runs so many more trials of a study."""
         self._fit(study.trial, {}, tune.TuneConfig(search_alg=searcher, num_samples=count))
 
-    def _fit(
-        self, trial_of: Callable[[Mapping[str, Any]], Trial], space: dict[str, Any], settings: tune.TuneConfig
-    ) -> None:
+    def _fit(self, trial_of: TrialOf, space: dict[str, Any], settings: tune.TuneConfig) -> None:
         settings.max_concurrent_trials = self.at_once
         settings.reuse_actors = True
         if self.asha is not None:
@@ -86,7 +86,10 @@ class Runner:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         try:
             tune.Tuner(
-                tune.with_resources(_trainable(trial_of, self.resources), _next_to_nothing()),
+                tune.with_resources(
+                    tune.with_parameters(_run_trial, trial_of=trial_of, resources=self.resources),
+                    _next_to_nothing(),
+                ),
                 param_space=space,
                 tune_config=settings,
                 run_config=tune.RunConfig(
@@ -121,24 +124,17 @@ def _next_to_nothing() -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{DRIVER_RESOURCE: 1.0} if reserved else {"memory": 1.0}])
 
 
-def _trainable(
-    trial_of: Callable[[Mapping[str, Any]], Trial], resources: Resources
-) -> Callable[[dict[str, Any]], None]:
-    def train(config: dict[str, Any]) -> None:
-        trial = trial_of(config)
-        try:
-            result = launch(trial, resources, [TuneReportCallback()])
-        except (
-            ValueError,
-            ray.train.TrainingFailedError,
-        ) as error:  # Tune tries again only what it lost itself
-            (trial.folder / ERROR_FILE).write_text(str(error))
-            tune.report({ERROR: _short(error), ACCURACY: 0.0})
-            return
-        (trial.folder / ERROR_FILE).unlink(missing_ok=True)
-        tune.report({ACCURACY: result.validation_accuracy or 0.0, "macs": float(result.macs)})
-
-    return train
+def _run_trial(config: dict[str, Any], trial_of: TrialOf, resources: Resources) -> None:
+    """What a trial of Tune does: launches its Train run, and says how that ended."""
+    trial = trial_of(config)
+    try:
+        result = launch(trial, resources, [TuneReportCallback()])
+    except (ValueError, ray.train.TrainingFailedError) as error:  # Tune tries again only what it lost itself
+        (trial.folder / ERROR_FILE).write_text(str(error))
+        tune.report({ERROR: _short(error), ACCURACY: 0.0})
+        return
+    (trial.folder / ERROR_FILE).unlink(missing_ok=True)
+    tune.report({ACCURACY: result.validation_accuracy or 0.0, "macs": float(result.macs)})
 
 
 def _short(error: Exception) -> str:

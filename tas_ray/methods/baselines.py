@@ -1,4 +1,4 @@
-"""What a search has to beat at the same cost: uniform scaling, a random architecture, and the dense network itself."""
+"""Architectures without a search: uniform scaling, a random one, a given one, and the dense network itself."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Uniform(Method):
 def scaled(space: SearchSpace, ratio: float) -> Architecture:
     """Every width times `ratio`, truncated to the space's multiple, at least one of it; all blocks kept."""
     multiple = space.candidates.multiple
-    return Architecture.of(
+    return Architecture(
         {
             choice.name: choice.full
             if isinstance(choice, Depth)
@@ -89,3 +89,26 @@ class Random(Method):
     ) -> Architecture:
         """See `Method.propose`."""
         return space.sample(budget, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Method):
+    """One architecture from outside: found earlier, published, or drawn up by hand."""
+
+    name: ClassVar[str] = "given"
+
+    architecture: Architecture
+    """Its widths need not be candidates of the search."""
+
+    def propose(
+        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
+    ) -> Architecture:
+        """See `Method.propose`; ValueError if the architecture is not of this space or over the budget."""
+        space.validate(self.architecture)
+        macs = space.macs(self.architecture)
+        if not budget.admits(macs):
+            raise ValueError(
+                f"the architecture given has {macs} MACs, more than the budget of {budget.most}: "
+                "give a higher budget, or leave it out"
+            )
+        return self.architecture

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from tas_ray.choices import Architecture
-from tas_ray.cost import Population
 from tas_ray.space import Budget, SearchSpace
 
 PRICES = 60
@@ -16,13 +15,13 @@ SWEEPS = 50
 EXCHANGES = 64
 POLISHES = 200
 
-Scores = Sequence[Float[np.ndarray, " options"]]
+Scores = Sequence[Float[np.ndarray, "_"]]
 """For every choice of a space, the log-probability of each of its options."""
 
 
 def argmax(space: SearchSpace, scores: Scores) -> Architecture:
     """The most likely option of every choice, the first of equals; whatever it costs (as TAS published)."""
-    return Architecture.of(
+    return Architecture(
         {c.name: c.options[int(np.argmax(s))] for c, s in zip(space.choices, scores, strict=True)}
     )
 
@@ -43,7 +42,7 @@ def most_likely(space: SearchSpace, scores: Scores, budget: Budget) -> Architect
     if not decoder.admits(picks):
         picks = decoder.repaired(decoder.priced(picks))
         picks = decoder.polished(picks)
-    return Architecture.of({c.name: int(v) for c, v in zip(space.choices, decoder.values(picks), strict=True)})
+    return Architecture({c.name: int(v) for c, v in zip(space.choices, decoder.values(picks), strict=True)})
 
 
 class _Decoder:
@@ -63,7 +62,7 @@ class _Decoder:
         self.dense = float(space.macs(space.dense))
         self.columns = np.arange(len(self.counts))
 
-    def values(self, picks: np.ndarray) -> Population:
+    def values(self, picks: np.ndarray) -> np.ndarray:
         return self.options[self.columns, picks]
 
     def macs(self, picks: np.ndarray) -> np.ndarray:

@@ -34,9 +34,9 @@ class Method(ABC):
         return None
 
     @property
-    def window(self) -> float:
-        """Proposals have at least the budget less this share of the dense MACs."""
-        return 0.0
+    def window(self) -> float | None:
+        """Proposals have at least the budget less this share of the dense MACs; None: they may have any less."""
+        return None
 
     def task(self, space: SearchSpace, budget: Budget, *, seed: int) -> SearchTask | None:
         """What is trained before `propose`, freshly initialized from `seed`; None if nothing is."""

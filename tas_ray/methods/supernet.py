@@ -74,7 +74,9 @@ class Supernet(nn.Module):
 class FixedSupernet(nn.Module):
     """A supernet set to one architecture: its shared weights, that architecture's BatchNorms."""
 
-    def __init__(self, supernet: Supernet, choices: Sequence[Width | Depth], architecture: Architecture) -> None:
+    def __init__(
+        self, supernet: Supernet, choices: Sequence[Width | Depth], architecture: Architecture
+    ) -> None:
         super().__init__()
         self.supernet = supernet
         picked = {c.name: c.options.index(architecture[c.name]) for c in choices}
@@ -174,9 +176,7 @@ class SampledConvBN(nn.Module):
             )
         assert self.training, "several widths are mixed with batch statistics only"
         running = (self.running_mean, self.running_var)
-        mixed: Tensor = _WidthMix.apply(
-            z, self.scale, self.shift, drawn.weights, running, widths, offsets
-        )
+        mixed: Tensor = _WidthMix.apply(z, self.scale, self.shift, drawn.weights, running, widths, offsets)
         return mixed
 
 
@@ -205,9 +205,10 @@ class SampledStage(nn.Module):
             return x
         widest = max(output.shape[1] for output in outputs)
         stretched = [interpolate(output, widest) for output in outputs]
-        mixed = stretched[0] * drawn.weights[0].to(x.dtype)
-        for output, weight in zip(stretched[1:], drawn.weights[1:], strict=True):
-            mixed = torch.addcmul(mixed, output, weight.to(x.dtype))
+        weights = drawn.weights.to(x.dtype).unbind()
+        mixed = stretched[0] * weights[0]
+        for output, weight in zip(stretched[1:], weights[1:], strict=True):
+            mixed = mixed + output * weight
         return mixed
 
 
@@ -234,8 +235,8 @@ def interpolate(
     c_in = x.shape[1]
     if c_in == c_out:
         return x
-    first, last = _sources(c_in, c_out)
-    return (x[:, first] + x[:, last]) / 2
+    stretch = _stretches((c_in, c_out), x.device, x.dtype)[0, :, :c_in]
+    return F.linear(x.permute(0, 2, 3, 1), stretch).permute(0, 3, 1, 2)
 
 
 def _sources(c_in: int, c_out: int) -> tuple[list[int], list[int]]:
@@ -288,8 +289,9 @@ class _WidthMix(torch.autograd.Function):
         offsets: tuple[int, ...],
     ) -> Tensor:
         stretches = _stretches(widths, z.device, scale.dtype)
-        mean, var = _channel_statistics(z)
-        _update_running(running, mean, var, z.numel() // z.shape[1], widths, offsets)
+        flat = _by_position(z)
+        mean, var = _column_statistics(flat)
+        _update_running(running, mean, var, len(flat), widths, offsets)
         rstd = torch.rsqrt(var + EPSILON)
         packed = _packed_indices(widths, offsets, z.device)
         gamma = scale[packed]
@@ -300,15 +302,17 @@ class _WidthMix(torch.autograd.Function):
         constant = torch.bmm(stretches, (w * b).unsqueeze(2)).sum(0).squeeze(1)
         ctx.save_for_backward(z, gamma, a, b, w, mean, rstd, matrix)
         ctx.widths, ctx.offsets, ctx.packed = widths, offsets, scale.shape
-        return _map_channels(z, matrix, constant)
+        out = torch.empty_like(z, memory_format=torch.channels_last)
+        torch.addmm(constant.to(z.dtype), flat, matrix.t().to(z.dtype), out=_by_position(out))
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
         z, gamma, a, b, w, mean, rstd, matrix = ctx.saved_tensors
         stretches = _stretches(ctx.widths, z.device, a.dtype)
-        grad = grad.contiguous(memory_format=_layout(z))
-        d_matrix = _channel_products(grad, z)
-        d_constant = _channel_sums(grad)
+        flat, flat_grad = _by_position(z), _by_position(grad)
+        d_matrix = torch.mm(flat_grad.t(), flat).to(a.dtype)
+        d_constant = flat_grad.sum(0, dtype=a.dtype)
         d_wa = (stretches * d_matrix).sum(1)
         d_wb = torch.matmul(d_constant, stretches)
         d_b = w * d_wb
@@ -319,12 +323,15 @@ class _WidthMix(torch.autograd.Function):
             d_shift = _pack(d_b, ctx)
         if ctx.needs_input_grad[3]:
             d_weights = (d_wa * a + d_wb * b).sum(1)
-        count = z.numel() // z.shape[1]
+        count = len(flat)
         d_mean = -(d_b * a).sum(0)
         d_var = -0.5 * rstd**3 * (d_a * gamma).sum(0)
         slope = 2 * d_var / count
-        d_z = _map_channels(grad, matrix.t(), d_mean / count - slope * mean)
-        d_z.addcmul_(z, slope.to(z.dtype).view(1, -1, 1, 1))
+        d_z = torch.empty_like(z, memory_format=torch.channels_last)
+        flat_d_z = _by_position(d_z)
+        constant = (d_mean / count - slope * mean).to(z.dtype)
+        torch.addmm(constant, flat_grad, matrix.to(z.dtype), out=flat_d_z)
+        flat_d_z.addcmul_(flat, slope.to(z.dtype))
         return d_z, d_scale, d_shift, d_weights, None, None, None
 
 
@@ -349,51 +356,13 @@ def _update_running(
             kept[offset : offset + width].lerp_(new[:width], MOMENTUM)
 
 
-def _wide(z: Tensor) -> torch.dtype:
-    """What sums over `z` are kept in: at least float32."""
-    return torch.promote_types(z.dtype, torch.float32)
+def _by_position(z: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "positions channels"]:
+    """One row per image and position; a view where `z` lies channels last."""
+    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
-def _layout(z: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if z.is_contiguous() else torch.channels_last
-
-
-def _channel_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, the variance about the mean (no cancellation)."""
-    count = z.numel() // z.shape[1]
-    if z.is_cuda:
-        mean, rstd = torch.batch_norm_stats(z, EPSILON)
-        return mean, rstd.pow(-2) - EPSILON
-    mean = _channel_sums(z) / count
-    centred = z - mean.view(1, -1, 1, 1)
-    return mean, torch.linalg.vector_norm(centred.flatten(2), dim=2).square().sum(0) / count
-
-
-def _channel_sums(z: Tensor) -> Tensor:
-    """Sums over images and positions, `(channels,)`; rows first, which a CPU does much faster."""
-    if z.is_contiguous():
-        return z.flatten(2).sum(2, dtype=_wide(z)).sum(0)
-    return z.sum((0, 2, 3), dtype=_wide(z))
-
-
-def _channel_products(grad: Tensor, z: Tensor) -> Tensor:
-    """`sum over images and positions of grad z^T`, `(channels, channels)`."""
-    if z.is_contiguous():
-        return torch.bmm(grad.flatten(2), z.flatten(2).transpose(1, 2)).sum(0, dtype=_wide(z))
-    channels = z.shape[1]
-    flat_grad = grad.permute(0, 2, 3, 1).reshape(-1, channels)
-    return torch.mm(flat_grad.t(), z.permute(0, 2, 3, 1).reshape(-1, channels)).to(_wide(z))
-
-
-def _map_channels(z: Tensor, matrix: Tensor, constant: Tensor) -> Tensor:
-    """`matrix z + constant` at every position, in the data type and memory layout of `z`."""
-    matrix, constant = matrix.to(z.dtype), constant.to(z.dtype)
-    out = torch.empty_like(z)
-    batch, channels, _, _ = z.shape
-    if z.is_contiguous():
-        every = matrix.expand(batch, -1, -1)
-        torch.baddbmm(constant.view(1, -1, 1), every, z.flatten(2), out=out.view(batch, channels, -1))
-    else:
-        flat, flat_out = (t.permute(0, 2, 3, 1).view(-1, channels) for t in (z, out))
-        torch.addmm(constant, flat, matrix.t(), out=flat_out)
-    return out
+def _column_statistics(flat: Float[Tensor, "positions channels"]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, in float32 at least; the variance about the mean (no cancellation)."""
+    dtype = torch.promote_types(flat.dtype, torch.float32)
+    mean = flat.sum(0, dtype=dtype) / len(flat)
+    return mean, (flat - mean).square_().sum(0) / len(flat)

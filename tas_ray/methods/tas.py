@@ -174,9 +174,7 @@ class TasTask(SearchTask):
             loss = loss + self.config.penalty_weight * self.penalty()
         return loss
 
-    def draw(
-        self, random: torch.Generator
-    ) -> tuple[Mapping[str, DrawnWidth], Mapping[str, DrawnDepth]]:
+    def draw(self, random: torch.Generator) -> tuple[Mapping[str, DrawnWidth], Mapping[str, DrawnDepth]]:
         """Widths and depths for one forward pass (equations 3 to 5)."""
         widths: dict[str, DrawnWidth] = {}
         if self.space.widths:
@@ -189,8 +187,8 @@ class TasTask(SearchTask):
         depths: dict[str, DrawnDepth] = {}
         if self.space.depths:
             mixed = F.softmax(self._noisy(self.depth_options.mask(self.depth_logits), random), 1)
-            for choice, weights in zip(self.space.depths, mixed.unbind(), strict=True):
-                depths[choice.name] = DrawnDepth(weights[: len(choice.options)])
+            for depth, weights in zip(self.space.depths, mixed.unbind(), strict=True):
+                depths[depth.name] = DrawnDepth(weights[: len(depth.options)])
         return widths, depths
 
     def _noisy(self, logits: Tensor, random: torch.Generator) -> Tensor:
@@ -225,7 +223,8 @@ class TasTask(SearchTask):
         widths = iter(F.log_softmax(self.width_options.mask(self.width_logits.detach()), 1).cpu().numpy())
         depths = iter(F.log_softmax(self.depth_options.mask(self.depth_logits.detach()), 1).cpu().numpy())
         rows: Iterator[tuple[Choice, np.ndarray]] = (
-            (choice, next(widths) if isinstance(choice, Width) else next(depths)) for choice in self.space.choices
+            (choice, next(widths) if isinstance(choice, Width) else next(depths))
+            for choice in self.space.choices
         )
         return [row[: len(choice.options)] for choice, row in rows]
 
@@ -247,7 +246,7 @@ class TasTask(SearchTask):
 def penalty_sign(macs: int, budget: int, dense: int, config: Tas) -> int:
     """Whether the expected cost is to fall (1), to rise (-1) or may stay (0); see `Tas.penalty`."""
     if config.penalty == "code":
-        above, below = budget, budget - config.tolerance * dense
+        above, below = float(budget), budget - config.tolerance * dense
     else:
         above, below = (1 + config.tolerance) * budget, (1 - config.tolerance) * budget
     return 1 if macs > above else -1 if macs < below else 0

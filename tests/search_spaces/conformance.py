@@ -27,7 +27,7 @@ def published_macs(space: SearchSpace, architecture: Architecture) -> int:
 def uniform_widths(space: SearchSpace, share: float) -> Architecture:
     """TAS's fixed baseline: every width the same share, truncated; all blocks."""
     widths = {width.name: int(width.full * share) for width in space.widths}
-    return Architecture.of({**space.dense, **widths})
+    return Architecture({**space.dense, **widths})
 
 
 def assert_costs_are_those_of_the_built_network(space: SearchSpace, architecture: Architecture) -> None:
@@ -37,7 +37,7 @@ def assert_costs_are_those_of_the_built_network(space: SearchSpace, architecture
 
 
 def assert_sound(space: SearchSpace, *, samples: int) -> None:
-    """Dense, smallest and random architectures cost what their networks cost, and smallest is the least of them."""
+    """Dense, smallest and random architectures cost what their networks cost; smallest costs least."""
     drawn = [space.sample(UNBOUNDED, seed=seed) for seed in range(samples)]
     assert len(set(drawn)) == samples
     for architecture in (space.dense, space.smallest, *drawn):

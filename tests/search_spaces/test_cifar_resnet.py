@@ -1,5 +1,7 @@
 """ResNets for small images, against figures measured on the reference code of TAS."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from tests.search_spaces.conformance import (
     uniform_widths,
 )
 
-SPACES = {20: resnet20, 32: resnet32, 56: resnet56, 110: resnet110, 164: resnet164}
+RESNETS = {20: resnet20, 32: resnet32, 56: resnet56, 110: resnet110, 164: resnet164}
 # Depth, classes: MACs without the classifier's biases, parameters.
 UNPRUNED = {
     (20, 10): (40_813_184, 272_282),
@@ -33,10 +35,15 @@ UNPRUNED = {
 }
 
 
+@cache
+def space_of(depth: int, classes: int = 10, *, published: bool = False) -> SearchSpace:
+    return RESNETS[depth](classes=classes, published=published)
+
+
 @pytest.mark.parametrize(("depth", "classes"), UNPRUNED)
 def test_unpruned_networks_cost_what_the_reference_measured(depth: int, classes: int) -> None:
     macs, params = UNPRUNED[depth, classes]
-    tied, published = (SPACES[depth](classes=classes, published=p) for p in (False, True))
+    tied, published = (space_of(depth, classes, published=p) for p in (False, True))
     assert (tied.macs(tied.dense), tied.params(tied.dense)) == (macs, params)
     assert published.macs(published.dense) == published_macs(published, published.dense) == macs
     # The derived networks of ResNet-164 have no BatchNorm behind the projection of their first block.
@@ -44,9 +51,9 @@ def test_unpruned_networks_cost_what_the_reference_measured(depth: int, classes:
 
 
 @pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("depth", SPACES)
+@pytest.mark.parametrize("depth", RESNETS)
 def test_costs_are_those_of_the_built_networks(depth: int, published: bool) -> None:
-    assert_sound(SPACES[depth](published=published), samples=2 if depth > 56 else 4)
+    assert_sound(space_of(depth, published=published), samples=2 if depth > 56 else 4)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_costs_are_those_of_the_built_networks(depth: int, published: bool) -> N
     ],
 )
 def test_every_stage_keeps_an_odd_number_of_blocks_or_all(depth: int, options: tuple[int, ...]) -> None:
-    assert [choice.options for choice in SPACES[depth]().depths] == [options] * 3
+    assert [choice.options for choice in space_of(depth).depths] == [options] * 3
 
 
 def test_two_blocks_can_be_one() -> None:
@@ -68,9 +75,9 @@ def test_two_blocks_can_be_one() -> None:
 
 
 @pytest.mark.parametrize("published", [False, True])
-@pytest.mark.parametrize("depth", SPACES)
+@pytest.mark.parametrize("depth", RESNETS)
 def test_the_smallest_network_costs_what_the_reference_measured(depth: int, published: bool) -> None:
-    space = SPACES[depth](published=published)
+    space = space_of(depth, published=published)
     expected = 1_734_968 if depth == 164 else 1_001_854
     assert space.macs(space.smallest) == published_macs(space, space.smallest) == expected
 
@@ -80,10 +87,10 @@ def test_the_smallest_network_costs_what_the_reference_measured(depth: int, publ
     [(20, 9_125_500), (32, 13_945_468), (56, 13_945_468), (110, 13_945_468), (164, 16_335_482)],
 )
 def test_a_middling_network_costs_what_the_reference_measured(depth: int, macs: int) -> None:
-    space = SPACES[depth](published=True)
+    space = space_of(depth, published=True)
     widths = {width.name: width.options[3] for width in space.widths}
     depths = {choice.name: choice.options[1] for choice in space.depths}
-    assert published_macs(space, Architecture.of(widths | depths)) == macs
+    assert published_macs(space, Architecture(widths | depths)) == macs
 
 
 @pytest.mark.parametrize(
@@ -98,15 +105,15 @@ def test_a_middling_network_costs_what_the_reference_measured(depth: int, macs: 
 def test_uniformly_scaled_networks_cost_what_the_reference_measured(
     depth: int, classes: int, ratio: float, macs: int, widths: set[int], published: bool
 ) -> None:
-    space = SPACES[depth](classes=classes, published=published)
+    space = space_of(depth, classes, published=published)
     architecture = uniform_widths(space, ratio**0.5)
     assert {architecture[width.name] for width in space.widths} == widths
     assert space.macs(architecture) == macs
 
 
-@pytest.mark.parametrize("depth", SPACES)
+@pytest.mark.parametrize("depth", RESNETS)
 def test_published_widths_are_in_the_order_of_the_convolutions(depth: int) -> None:
-    space = SPACES[depth](published=True)
+    space = space_of(depth, published=True)
     convs = 3 if depth == 164 else 2
     blocks = (depth - 2) // (3 * convs)
     names = [
@@ -123,7 +130,7 @@ def shortcuts(space: SearchSpace, architecture: Architecture) -> list[torch.nn.M
 
 @pytest.mark.parametrize("depth", [20, 56, 164])
 def test_tied_networks_never_need_a_projection_the_unpruned_one_lacks(depth: int) -> None:
-    space = SPACES[depth]()
+    space = space_of(depth)
     unpruned = 3 if depth == 164 else 2
     for seed in range(5):
         kept = shortcuts(space, space.sample(UNBOUNDED, seed=seed))
@@ -132,7 +139,7 @@ def test_tied_networks_never_need_a_projection_the_unpruned_one_lacks(depth: int
 
 def test_published_networks_project_wherever_widths_differ() -> None:
     space = resnet20(published=True)
-    narrowed = Architecture.of({**space.dense, "stage1.block1.conv2": 12})
+    narrowed = Architecture({**space.dense, "stage1.block1.conv2": 12})
     kept = shortcuts(space, narrowed)
     assert [isinstance(s, torch.nn.Identity) for s in kept[:3]] == [True, False, False]
     projections = 2 * (16 * 12 + 12 + 16)  # two 1x1 convolutions with BatchNorm
@@ -143,7 +150,7 @@ def test_published_networks_project_wherever_widths_differ() -> None:
 
 def test_published_bottlenecks_project_without_a_norm() -> None:
     space = resnet164(published=True)
-    kept = shortcuts(space, Architecture.of({**space.dense, "stage1.block1.conv3": 57}))
+    kept = shortcuts(space, Architecture({**space.dense, "stage1.block1.conv3": 57}))
     assert [sum(isinstance(m, torch.nn.BatchNorm2d) for m in s.modules()) for s in kept[:3]] == [0, 0, 0]
     assert [sum(isinstance(m, torch.nn.Conv2d) for m in s.modules()) for s in kept[:4]] == [1, 1, 1, 0]
 

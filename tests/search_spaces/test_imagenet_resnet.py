@@ -78,7 +78,7 @@ def test_residual_branches_start_as_nothing(depth: int) -> None:
 
 def test_every_shortcut_that_projects_has_a_norm() -> None:
     space = resnet18(published=True)
-    network = space.build(Architecture.of({**space.smallest, "stage1.block0.conv2": 25}))
+    network = space.build(Architecture({**space.smallest, "stage1.block0.conv2": 25}))
     names = [name for name, _ in network.named_parameters() if ".shortcut." in name]
     assert sum(name.endswith("conv.weight") for name in names) == 4
     assert sum(name.endswith("bn.weight") for name in names) == 4
@@ -102,6 +102,6 @@ def test_a_bottleneck_stage_as_narrow_as_its_stem_needs_no_projection() -> None:
     candidates = Candidates(options={"stem": (32, 64), "stage1.out": (64, 256)})
     config = SpaceConfig(name="search_spaces.imagenet_resnet:resnet50", candidates=candidates)
     space = config.load(classes=10, image_size=32)
-    equal = Architecture.of({**space.dense, "stage1.out": 64})
+    equal = Architecture({**space.dense, "stage1.out": 64})
     assert_costs_are_those_of_the_built_network(space, equal)
-    assert_costs_are_those_of_the_built_network(space, Architecture.of({**equal, "stem": 32}))
+    assert_costs_are_those_of_the_built_network(space, Architecture({**equal, "stem": 32}))

@@ -68,7 +68,7 @@ def saved(tmp_path: Path) -> Callable[[Fields], Path]:
 @by_file
 def test_released_networks_cost_what_the_reference_measured(released: Released) -> None:
     space, architecture = released.space(), released.architecture()
-    assert published_macs(space, architecture) == released.published_macs
+    assert released.published_macs in (None, published_macs(space, architecture))
     assert space.macs(architecture) == released.macs
     assert space.params(architecture) == released.params
 
@@ -82,10 +82,16 @@ def test_released_networks_can_be_built(released: Released) -> None:
 
 @by_file
 def test_released_files_can_be_read(released: Released, saved: Callable[[Fields], Path]) -> None:
-    space, architecture = read(saved(fields_of(released)))
+    space, architecture = read(saved(fields_of(released)), check_cost=released.published_macs is not None)
     assert space.name == released.space().name
     assert space.classes == released.classes
     assert architecture == released.architecture()
+
+
+def test_the_one_released_figure_that_fits_no_lists_is_refused(saved: Callable[[Fields], Path]) -> None:
+    (odd,) = [released for released in RELEASED if released.published_macs is None]
+    with pytest.raises(ValueError, match=r"says 2291\.316289 M.*has 2281\.569049 M.*check_cost=False"):
+        read(saved(fields_of(odd)))
 
 
 @by_file
@@ -94,11 +100,10 @@ def test_released_files_are_written_as_they_were(released: Released, tmp_path: P
     write(space, released.architecture(), tmp_path / "network.config")
     expected = fields_of(released)
     expected["super_type"] = ["str", "infer-shape"]
-    expected["xblocks"] = [
-        "int",
-        [str(blocks) for blocks in released.xblocks or [d.full for d in space.depths]],
-    ]
-    expected["estimated_FLOP"] = ["float", f"{released.published_macs / 1e6:.6f}".rstrip("0")]
+    blocks = released.xblocks or [depth.full for depth in space.depths]
+    expected["xblocks"] = ["int", [str(count) for count in blocks]]
+    macs = published_macs(space, released.architecture())
+    expected["estimated_FLOP"] = ["float", f"{macs / 1e6:.6f}".rstrip("0")]
     assert json.loads((tmp_path / "network.config").read_text()) == expected
 
 
@@ -117,7 +122,7 @@ def test_released_networks_are_candidates_except_one(released: Released) -> None
 @pytest.mark.parametrize("function", [*BASE, "search_spaces.imagenet_resnet:resnet18"])
 def test_what_is_written_is_read_again(function: str, tmp_path: Path) -> None:
     space = load(function, classes=7, published=True)
-    for seed in range(3):
+    for seed in range(2):
         architecture = space.sample(UNBOUNDED, seed=seed)
         write(space, architecture, tmp_path / "network.config")
         again, same = read(tmp_path / "network.config")
@@ -157,7 +162,7 @@ def test_a_depth_file_keeps_all_channels(saved: Callable[[Fields], Path]) -> Non
     del fields["xchannels"], fields["estimated_FLOP"]
     space, architecture = read(saved(fields))
     depths = {"stage1.depth": 1, "stage2.depth": 2, "stage3.depth": 3}
-    assert architecture == Architecture.of({**space.dense, **depths})
+    assert architecture == Architecture({**space.dense, **depths})
 
 
 @pytest.mark.parametrize("figure", ["22.444472", "22.4445", "22.44", "22.4", "22", "22.4444715"])
@@ -176,7 +181,7 @@ def test_a_file_with_another_cost_is_refused(figure: str, saved: Callable[[Field
     [
         (
             {"xchannels": ["int", ["3", "16"]]},
-            "xchannels of cifar_resnet20-published are 3 and 19 widths, not 2",
+            "xchannels of cifar_resnet20-published.* 3 and 19 widths, not 2",
         ),
         ({"xchannels": ["int", ["1", *["16"] * 19]]}, "not 20 numbers that start with 1"),
         ({"xchannels": ["int", "16"]}, "xchannels has to be a list of ints"),
@@ -197,10 +202,10 @@ def test_a_file_with_another_cost_is_refused(figure: str, saved: Callable[[Field
         ({"class_num": ["int", "0"]}, "class_num has to be a positive int, not 0"),
         ({"class_num": ["none", "None"]}, "class_num has to be a positive int, not None"),
         ({"super_type": ["str", "basic"]}, "super_type has to be one of infer-shape.*not basic"),
-        ({"estimated_FLOP": ["float", "nan"]}, "estimated_FLOP has to be of type float, which 'nan' is not"),
+        ({"estimated_FLOP": ["float", "nan"]}, "estimated_FLOP.* type float, which 'nan' is not"),
         (
             {"estimated_FLOP": ["float", "much"]},
-            "estimated_FLOP has to be of type float, which 'much' is not",
+            "estimated_FLOP.* type float, which 'much' is not",
         ),
         ({"estimated_FLOP": ["str", "22.444472"]}, "estimated_FLOP has to be a float"),
         ({"depth": ["integer", "20"]}, "depth has the type integer; there are str, int, bool, float, none"),

@@ -1,0 +1,1 @@
+"""Named complete runs: `ray job submit --working-dir . -- python -m jobs.<name>`; `--help` shows flags."""

@@ -1,0 +1,76 @@
+"""What the tests that kill processes share: a quiet run to compare with, and a look at where a trial stands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.util.state import list_actors
+
+from tas_ray import pipeline
+from tas_ray.pipeline import Trial
+from tas_ray.results import Result
+from tas_ray.workers import FileCheckpoints, Workers, read_state
+
+PATIENCE = 240.0
+OWN = ("checkpoint", "search_seconds", "retrain_seconds", "finished_at")
+"""What may differ between two runs of the same trial."""
+
+
+def quiet(trial: Trial, folder: Path) -> Result:
+    """The trial's result in this process, without Ray and without interruption; its files go to `folder`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        copy = replace(trial, folder=folder)
+        return pipeline.run(copy, Workers(), FileCheckpoints(folder / "state.pt"), lambda metrics: None)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Two runs of one trial ended with the same network, bit by bit, and the same row."""
+    rows = [vars(pipeline.read_result(place / "result.json")) for place in (folder, other)]
+    one, two = ({name: value for name, value in row.items() if name not in OWN} for row in rows)
+    assert one == two
+    weights = [(place / "network.safetensors").read_bytes() for place in (folder, other)]
+    assert weights[0] == weights[1]
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The checkpoints of the trial with this folder, oldest first."""
+    return sorted(folder.glob("train/*/checkpoint_*/state.pt"))
+
+
+def phase(folder: Path) -> str:
+    """The phase in the middle of which the latest checkpoint was written; empty between phases, and without one."""
+    for file in reversed(state_files(folder)):
+        try:
+            return str(read_state(file)["phase"])
+        except ValueError:  # being uploaded, or deleted
+            continue
+    return ""
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> None:
+    """Returns when the condition is true; fails if it never is."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def kill_workers() -> None:
+    """Ends the processes of all training workers of the connected cluster at once, without a word."""
+    actors = list_actors(
+        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], detail=True
+    )
+    assert actors
+    for actor in actors:
+        os.kill(actor.pid, signal.SIGKILL)

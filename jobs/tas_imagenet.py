@@ -47,9 +47,7 @@ def tas_imagenet(
         resources: What a trial gets.
     """
     short = (search_epochs, epochs) != (120, 125)
-    retrain = Training(
-        epochs=epochs, warmup_epochs=min(5, epochs // 10), weight_decay=1e-4, label_smoothing=0.1
-    )
+    retrain = Training(epochs=epochs, warmup_epochs=min(5, epochs // 10), weight_decay=1e-4, label_smoothing=0.1)
     search = Training(epochs=search_epochs, warmup_epochs=min(5, search_epochs // 10), weight_decay=1e-4)
     return Sweep(
         run=f"{network}-imagenet" + (f"-{search_epochs}+{epochs}epochs" if short else ""),

@@ -124,9 +124,7 @@ class LocalFlags:
         amount = "" if budget is None else f"-{budget:g}" if budget <= 1 else f"-{int(budget)}"
         name = f"{method.name}{amount}-seed{self.seed}-{digest}"
         folder = (self.storage / self.run / name).absolute()
-        return Trial(
-            run=self.run, name=name, folder=folder, method=method, budget=budget, seed=self.seed, **settings
-        )
+        return Trial(run=self.run, name=name, folder=folder, method=method, budget=budget, seed=self.seed, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +184,7 @@ class Search:
     def run(self, console: Console) -> None:
         """Runs the search, or goes on with it."""
         if self.budget is None and self.method != "dense":
-            raise ValueError(
-                f"{self.method} needs a budget, for example --budget 0.5 for half of the dense MACs"
-            )
+            raise ValueError(f"{self.method} needs a budget, for example --budget 0.5 for half of the dense MACs")
         trial = self.local.trial(
             method_named(self.method, self.tas),
             self.budget,
@@ -201,11 +197,7 @@ class Search:
             found = pipeline.search(trial, self.local.workers(), checkpoints, report)
             save_blueprint(trial.folder, found.blueprint)
         console.print(str(found.blueprint.architecture), soft_wrap=True)
-        score = (
-            ""
-            if found.accuracy is None
-            else f", {found.accuracy:.2%} on the search split with shared weights"
-        )
+        score = "" if found.accuracy is None else f", {found.accuracy:.2%} on the search split with shared weights"
         console.print(f"{found.macs:,} MACs, {found.params:,} parameters{score}")
         console.print(f"tas-ray retrain {_shown(trial.folder / ARCHITECTURE_FILE)}", soft_wrap=True)
 
@@ -463,9 +455,7 @@ def _progress(console: Console) -> Iterator[Report]:
             phase = PHASES[int(metrics["phase"])]
             if phase not in tasks:  # the first epoch reported is not number 1 where a training goes on
                 begun = int(metrics["epoch"]) - 1
-                tasks[phase] = bars.add_task(
-                    phase, total=metrics["epochs"], completed=begun, loss=metrics["loss"]
-                )
+                tasks[phase] = bars.add_task(phase, total=metrics["epochs"], completed=begun, loss=metrics["loss"])
             bars.update(tasks[phase], completed=int(metrics["epoch"]), loss=metrics["loss"])
 
         yield report

@@ -93,7 +93,7 @@ class CostTable:
                 total += vectors * self._size(row.c_out, population) * self._there(row, population)
         return total
 
-    def _sum(self, population: Population, weight: Callable[[Row], int], rewired: bool = True) -> Values:
+    def _sum(self, population: np.ndarray, weight: Callable[[Row], int], rewired: bool = True) -> np.ndarray:
         total = np.zeros(len(population), dtype=np.int64)
         for row in self.rows:
             c_in = self._size(row.c_in, population, rewired)
@@ -101,7 +101,7 @@ class CostTable:
             total += weight(row) * c_in * self._size(row.c_out, population) * there
         return total
 
-    def _size(self, size: Size, population: Population, rewired: bool = True) -> Values:
+    def _size(self, size: Size, population: np.ndarray, rewired: bool = True) -> np.ndarray:
         if isinstance(size, int):
             return np.full(len(population), size, dtype=np.int64)
         if isinstance(size, Width):
@@ -111,11 +111,11 @@ class CostTable:
         by_depth = np.stack([self._size(width, population) for width in size.widths])
         return by_depth[self._depth(size.depth, population) - 1, np.arange(len(population))]
 
-    def _depth(self, depth: Depth, population: Population) -> Values:
+    def _depth(self, depth: Depth, population: np.ndarray) -> np.ndarray:
         column = self.columns.get(depth.name)
         return np.full(len(population), depth.full) if column is None else population[:, column]
 
-    def _there(self, row: Row, population: Population) -> Values:
+    def _there(self, row: Row, population: np.ndarray) -> np.ndarray:
         there = np.ones(len(population), dtype=np.int64)
         if row.kept is not None:
             there &= self._depth(row.kept.depth, population) > row.kept.block

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tas_ray.batchnorm import recalibrate
 from tas_ray.choices import Architecture
 from tas_ray.cost import counted_macs
-from tas_ray.data import DataConfig, Dataset, Split
+from tas_ray.data import DataConfig, Split
 from tas_ray.data import load as load_data
 from tas_ray.distill import Distillation, DistilledTask
 from tas_ray.export import Blueprint, load_blueprint, load_network, save_network
@@ -103,24 +103,15 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
     """
     space = trial.space.load(classes=classes, image_size=image_size)
     if isinstance(trial.method, Dense) != (trial.budget is None):
-        raise ValueError(
-            f"{trial.method.name} with a budget of {trial.budget}: only the dense network has none"
-        )
+        raise ValueError(f"{trial.method.name} with a budget of {trial.budget}: only the dense network has none")
     budget = Budget(most=space.macs(space.dense))
     if trial.budget is not None:
         budget = space.budget(trial.budget, window=trial.method.window)
     if trial.method.training is None:
         trial.method.propose(space, budget, None, seed=trial.seed)
-    if trial.teacher is None:
-        needs = (
-            "distillation"
-            if trial.distillation
-            else "initialization"
-            if trial.initialization == "dense"
-            else ""
-        )
-        if needs:
-            raise ValueError(f"{needs} needs a teacher: give the folder of a finished dense network")
+    if trial.teacher is None and (trial.distillation or trial.initialization == "dense"):
+        needs = "distillation" if trial.distillation else "initialization"
+        raise ValueError(f"{needs} needs a teacher: give the folder of a finished dense network")
     return Plan(space, budget)
 
 
@@ -132,21 +123,24 @@ def run(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Repo
     """
     if (trial.folder / RESULT_FILE).exists():
         return read_result(trial.folder / RESULT_FILE)
-    dataset = load_data(trial.data, workers.device)
-    planned = plan(trial, classes=dataset.classes, image_size=dataset.image_size)
-    teacher = _Teacher.load(trial, planned.space) if trial.teacher else None
-    progress = _Progress(trial, workers, checkpoints, on_epoch)
-    found = progress.finished("search") or _search(trial, planned, dataset, workers, progress)
-    architecture = Architecture.from_json(found["architecture"])
-    network, validation = _retrain(trial, planned.space, architecture, teacher, dataset, workers, progress)
-    result = _result(
-        trial, planned, architecture, found, network, validation, teacher, dataset, workers, progress
-    )
+    stages = _Stages(trial, workers, checkpoints, on_epoch)
+    found = stages.search()
+    network = stages.retrain(found.blueprint.architecture)
+    result = stages.test(found, network)
     if workers.leads:
-        save_network(trial.folder, network, _blueprint(trial, architecture, dataset))
+        save_network(trial.folder, network, found.blueprint)
         write_result(trial.folder, result)
     workers.wait()
     return result
+
+
+def search(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Found:
+    """Runs only the search of a trial, or goes on with it, on every worker; nothing is retrained or written.
+
+    Raises:
+        ValueError: see `run`.
+    """
+    return _Stages(trial, workers, checkpoints, on_epoch).search()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,34 +157,123 @@ class Found:
     """On the search split with the supernet's shared weights, 0..1; None where the method has no supernet."""
 
 
-def search(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Found:
-    """Runs only the search of a trial, or goes on with it, on every worker; nothing is retrained or written.
+class _Stages:
+    """A trial's stages on one worker, with all they share: data, space, budget, teacher, progress."""
 
-    Raises:
-        ValueError: see `run`.
-    """
-    dataset = load_data(trial.data, workers.device)
-    planned = plan(trial, classes=dataset.classes, image_size=dataset.image_size)
-    progress = _Progress(trial, workers, checkpoints, on_epoch)
-    found = progress.finished("search") or _search(trial, planned, dataset, workers, progress)
-    architecture = Architecture.from_json(found["architecture"])
-    return Found(
-        blueprint=_blueprint(trial, architecture, dataset),
-        macs=planned.space.macs(architecture),
-        params=planned.space.params(architecture),
-        accuracy=found["accuracy"],
-    )
+    def __init__(self, trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> None:
+        self.trial, self.workers = trial, workers
+        self.dataset = load_data(trial.data, workers.device)
+        self.plan = plan(trial, classes=self.dataset.classes, image_size=self.dataset.image_size)
+        self.teacher = _Teacher.load(trial, self.plan.space) if trial.teacher else None
+        self.progress = _Progress(trial, workers, checkpoints, on_epoch)
 
+    def search(self) -> Found:
+        """Trains the method's task, if it has one, and asks the method for its architecture."""
+        space, dataset = self.plan.space, self.dataset
+        found = self.progress.finished("search") or self.progress.finish("search", self._propose())
+        architecture = Architecture(found["architecture"])
+        return Found(
+            blueprint=Blueprint(
+                space=self.trial.space,
+                architecture=architecture,
+                classes=dataset.classes,
+                image_size=dataset.image_size,
+                mean=dataset.mean,
+                std=dataset.std,
+            ),
+            macs=space.macs(architecture),
+            params=space.params(architecture),
+            accuracy=found["accuracy"],
+        )
 
-def _blueprint(trial: Trial, architecture: Architecture, dataset: Dataset) -> Blueprint:
-    return Blueprint(
-        space=trial.space,
-        architecture=architecture,
-        classes=dataset.classes,
-        image_size=dataset.image_size,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
+    def _propose(self) -> dict[str, Any]:
+        method, space, budget, seed = self.trial.method, self.plan.space, self.plan.budget, self.trial.seed
+        training = method.training
+        task = method.task(space, budget, seed=seed_of("search", seed))
+        if task is None or training is None:
+            return {"architecture": dict(method.propose(space, budget, None, seed=seed)), "accuracy": None}
+        placed(task, self.workers.device)
+        self._fit(task, training, "search", dict)
+        architecture = method.propose(space, budget, task, seed=seed)
+        fixed = task.network(architecture)
+        recalibrate(fixed, self.dataset, "train", training, self.workers, seed=seed_of("score", seed))
+        score = accuracy(fixed, self.dataset, "search", self.workers, training.precision)
+        return {"architecture": dict(architecture), "accuracy": score}
+
+    def retrain(self, architecture: Architecture) -> nn.Module:
+        """The network of this architecture, trained."""
+        trial, teacher = self.trial, self.teacher
+        network = self.plan.space.build(architecture, seed=seed_of("retrain", trial.seed))
+        if trial.initialization == "dense":
+            assert teacher is not None
+            inherit(network, teacher.network)
+        split: Split = "train" if trial.holdout else "training"
+        task: Task = Classification(network, trial.retrain, split)
+        if trial.distillation is not None:
+            assert teacher is not None
+            placed(teacher.network, self.workers.device)
+            task = DistilledTask(network, teacher.network, trial.distillation, trial.retrain, split)
+        placed(task, self.workers.device)
+        self._fit(task, trial.retrain, "retrain", lambda: self._validate(network) if trial.holdout else {})
+        network.requires_grad_(True)
+        return network
+
+    def _validate(self, network: nn.Module) -> dict[str, float]:
+        return {"validation_accuracy": self._accuracy(network, "search")}
+
+    def _accuracy(self, network: nn.Module, split: Split) -> float:
+        return accuracy(network, self.dataset, split, self.workers, self.trial.retrain.precision)
+
+    def _fit(self, task: Task, training: Training, phase: str, measure: Callable[[], dict[str, float]]) -> None:
+        fit(
+            task,
+            self.dataset,
+            training,
+            seed=seed_of(phase, self.trial.seed),
+            workers=self.workers,
+            state=self.progress.state(phase),
+            end_of_epoch=self.progress.end_of_epoch(phase, measure),
+        )
+
+    def test(self, found: Found, network: nn.Module) -> Result:
+        """Tests the network, once, and counts it."""
+        trial, space, budget = self.trial, self.plan.space, self.plan.budget
+        dense = space.macs(space.dense)
+        macs = counted_macs(network, self.dataset.image_size, self.dataset.channels)
+        tested = self._accuracy(network, "test")
+        pruned = trial.budget is not None
+        used = versions()
+        return Result(
+            run=trial.run,
+            trial=trial.name,
+            space=space.name,
+            dataset=self.dataset.name,
+            method=trial.method.name,
+            seed=trial.seed,
+            budget_macs=budget.most if pruned else None,
+            budget_ratio=budget.most / dense if pruned else None,
+            macs=macs,
+            macs_ratio=macs / dense,
+            params=sum(parameter.numel() for parameter in network.parameters()),
+            test_accuracy=tested,
+            dense_accuracy=self.teacher.accuracy if self.teacher else None if pruned else tested,
+            search_accuracy=found.accuracy,
+            validation_accuracy=self._accuracy(network, "search") if trial.holdout else None,
+            search_seconds=self.progress.seconds.get("search", 0.0),
+            retrain_seconds=self.progress.seconds.get("retrain", 0.0),
+            workers=self.workers.world,
+            device=_name_of(self.workers.device),
+            precision=str(trial.retrain.dtype(self.workers.device)).removeprefix("torch."),
+            architecture=str(found.blueprint.architecture),
+            checkpoint=str(trial.folder),
+            parameters=json.dumps(dict(trial.parameters), sort_keys=True, default=str),
+            tas_ray_version=used["tas_ray"],
+            torch_version=used["torch"],
+            ray_version=used["ray"],
+            python_version=used["python"],
+            commit=commit(),
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
 
 @dataclass(frozen=True)
@@ -208,62 +291,12 @@ class _Teacher:
                 f"the teacher in {trial.teacher} has {given[0]} classes and {given[1]}-pixel images, but the data "
                 f"has {own[0]} and {own[1]}: train a dense network on this data"
             )
+        if trial.initialization == "dense" and blueprint.space.name != trial.space.name:
+            raise ValueError(
+                f"the teacher in {trial.teacher} is of {blueprint.space.name}, so its weights do not fit "
+                f"{trial.space.name}: train the dense network of that space, or initialize at random"
+            )
         return _Teacher(load_network(trial.teacher), read_result(trial.teacher / RESULT_FILE).test_accuracy)
-
-
-def _search(
-    trial: Trial, planned: Plan, dataset: Dataset, workers: Workers, progress: _Progress
-) -> dict[str, Any]:
-    """Trains the method's task, if it has one, and returns what it proposes."""
-    method, space, budget = trial.method, planned.space, planned.budget
-    task = method.task(space, budget, seed=seed_of("search", trial.seed))
-    measured = None
-    if task is not None:
-        assert method.training is not None
-        placed(task, workers.device)
-        _fit(task, dataset, method.training, "search", trial, workers, progress)
-    architecture = method.propose(space, budget, task, seed=trial.seed)
-    macs = space.macs(architecture)
-    assert macs <= budget.most, f"{method.name} proposed {macs} MACs for a budget of {budget.most}"
-    if task is not None and method.training is not None:
-        fixed = task.network(architecture)
-        recalibrate(fixed, dataset, "train", method.training, workers, seed=seed_of("score", trial.seed))
-        measured = accuracy(fixed, dataset, "search", workers, method.training.precision)
-    return progress.finish("search", {"architecture": architecture.to_json(), "accuracy": measured})
-
-
-def _retrain(
-    trial: Trial,
-    space: SearchSpace,
-    architecture: Architecture,
-    teacher: _Teacher | None,
-    dataset: Dataset,
-    workers: Workers,
-    progress: _Progress,
-) -> tuple[nn.Module, float | None]:
-    """Trains the architecture from its initial weights; the network, and its accuracy on held-out data."""
-    network = space.build(architecture, seed=seed_of("retrain", trial.seed))
-    if trial.initialization == "dense":
-        assert teacher is not None
-        inherit(network, teacher.network)
-    split: Split = "train" if trial.holdout else "training"
-    task: Task
-    if trial.distillation is None:
-        task = Classification(network, trial.retrain, split)
-    else:
-        assert teacher is not None
-        placed(teacher.network, workers.device)
-        task = DistilledTask(network, teacher.network, trial.distillation, trial.retrain, split)
-    placed(task, workers.device)
-
-    def validate() -> dict[str, float]:
-        return {"validation_accuracy": accuracy(network, dataset, "search", workers, trial.retrain.precision)}
-
-    _fit(
-        task, dataset, trial.retrain, "retrain", trial, workers, progress, validate if trial.holdout else dict
-    )
-    network.requires_grad_(True)
-    return network, validate()["validation_accuracy"] if trial.holdout else None
 
 
 def inherit(network: nn.Module, dense: nn.Module) -> None:
@@ -276,32 +309,7 @@ def inherit(network: nn.Module, dense: nn.Module) -> None:
         for name, tensor in network.state_dict().items():
             given = source.get(name)
             if given is not None and given.dim() == tensor.dim():
-                tensor.copy_(_leading(given, tensor.shape))
-
-
-def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
-    return tensor[tuple(slice(size) for size in shape)]
-
-
-def _fit(
-    task: Task,
-    dataset: Dataset,
-    training: Training,
-    phase: str,
-    trial: Trial,
-    workers: Workers,
-    progress: _Progress,
-    measure: Callable[[], dict[str, float]] = dict,
-) -> None:
-    fit(
-        task,
-        dataset,
-        training,
-        seed=seed_of(phase, trial.seed),
-        workers=workers,
-        state=progress.state(phase),
-        end_of_epoch=progress.end_of_epoch(phase, measure),
-    )
+                tensor.copy_(given[tuple(slice(size) for size in tensor.shape)])
 
 
 class _Progress:
@@ -361,53 +369,5 @@ class _Progress:
         self.last_save = time.monotonic()
 
 
-def _result(
-    trial: Trial,
-    planned: Plan,
-    architecture: Architecture,
-    found: Mapping[str, Any],
-    network: nn.Module,
-    validation: float | None,
-    teacher: _Teacher | None,
-    dataset: Dataset,
-    workers: Workers,
-    progress: _Progress,
-) -> Result:
-    """Tests the network, once, and counts it."""
-    space = planned.space
-    dense = space.macs(space.dense)
-    macs = counted_macs(network, dataset.image_size, dataset.channels)
-    tested = accuracy(network, dataset, "test", workers, trial.retrain.precision)
-    pruned = trial.budget is not None
-    used = versions()
-    return Result(
-        run=trial.run,
-        trial=trial.name,
-        space=space.name,
-        dataset=dataset.name,
-        method=trial.method.name,
-        seed=trial.seed,
-        budget_macs=planned.budget.most if pruned else None,
-        budget_ratio=planned.budget.most / dense if pruned else None,
-        macs=macs,
-        macs_ratio=macs / dense,
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        test_accuracy=tested,
-        dense_accuracy=teacher.accuracy if teacher else None if pruned else tested,
-        search_accuracy=found["accuracy"],
-        validation_accuracy=validation,
-        search_seconds=progress.seconds.get("search", 0.0),
-        retrain_seconds=progress.seconds.get("retrain", 0.0),
-        workers=workers.world,
-        device=torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else "cpu",
-        precision=str(trial.retrain.dtype(workers.device)).removeprefix("torch."),
-        architecture=str(architecture),
-        checkpoint=str(trial.folder),
-        parameters=json.dumps(dict(trial.parameters), sort_keys=True, default=str),
-        tas_ray_version=used["tas_ray"],
-        torch_version=used["torch"],
-        ray_version=used["ray"],
-        python_version=used["python"],
-        commit=commit(),
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

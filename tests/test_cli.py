@@ -164,9 +164,7 @@ def test_describe_finds_what_projections_add_to_the_dense_network(capsys):
 
 
 def test_describe_takes_the_flags_that_change_a_space(capsys):
-    main(
-        ["describe", TINY, "--multiple", "8", "--freeze", "stage1.*", "--classes", "7", "--image-size", "16"]
-    )
+    main(["describe", TINY, "--multiple", "8", "--freeze", "stage1.*", "--classes", "7", "--image-size", "16"])
     text = capsys.readouterr().out
     assert "> 7 " in text
     assert re.search(r"stage2.out +channels +8 16 24 32", text)
@@ -364,9 +362,7 @@ def test_failed_trials_are_named_beside_the_leaderboard_of_the_others(monkeypatc
 
     def run(sweep: Sweep) -> None:
         a_run(sweep.folder)
-        raise RuntimeError(
-            "1 trial(s) failed; the same command tries them again:\n  random-0.5-seed0: no luck"
-        )
+        raise RuntimeError("1 trial(s) failed; the same command tries them again:\n  random-0.5-seed0: no luck")
 
     monkeypatch.setattr(module, "sweep", run)
     said = fails(capsys, "quickstart", code=FAILED)

@@ -214,7 +214,7 @@ class TasTask(SearchTask):
         """The softmax of the width logits; 0 where a choice has fewer options."""
         return F.softmax(self.width_options.mask(self.width_logits), 1)
 
-    def depth_probabilities(self) -> Float[Tensor, "depths options"]:
+    def depth_probabilities(self) -> Float[Tensor, "depths depth_options"]:
         """The softmax of the depth logits; 0 where a choice has fewer options."""
         return F.softmax(self.depth_options.mask(self.depth_logits), 1)
 
@@ -317,7 +317,7 @@ class ExpectedMacs(nn.Module):
         self.weights: Float[Tensor, " rows"]
         self.constants: Float[Tensor, " constants"]
         self.options: Float[Tensor, "widths options"]
-        self.survives: Float[Tensor, "depths blocks options"]
+        self.survives: Float[Tensor, "depths blocks depth_options"]
         blocks = max((depth.full for depth in space.depths), default=1)
         depths = {depth.name: i for i, depth in enumerate(space.depths)}
         kept = [
@@ -341,7 +341,7 @@ class ExpectedMacs(nn.Module):
     def forward(
         self,
         width_probabilities: Float[Tensor, "widths options"],
-        depth_probabilities: Float[Tensor, "depths options"],
+        depth_probabilities: Float[Tensor, "depths depth_options"],
     ) -> Float[Tensor, ""]:
         """Expected MACs."""
         widths = (width_probabilities * self.options).sum(1)

@@ -44,16 +44,16 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The checkpoints of the trial with this folder, oldest first."""
-    return sorted(folder.glob("train/*/checkpoint_*/state.pt"))
+    """The checkpoints that count of the trial with this folder, oldest first: the newest may still be under way."""
+    return sorted(folder.glob("train/*/checkpoint_*/state.pt"))[:-1]
 
 
 def phase(folder: Path) -> str:
-    """The phase in the middle of which the latest checkpoint was written; empty between phases, and without one."""
+    """The phase in the middle of which a trial's latest checkpoint was written; empty between phases."""
     for file in reversed(state_files(folder)):
         try:
             return str(read_state(file)["phase"])
-        except ValueError:  # being uploaded, or deleted
+        except ValueError:  # just deleted, newer ones have come
             continue
     return ""
 
@@ -68,9 +68,7 @@ def wait_for(what: str, condition: Callable[[], Any]) -> None:
 
 def kill_workers() -> None:
     """Ends the processes of all training workers of the connected cluster at once, without a word."""
-    actors = list_actors(
-        filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], detail=True
-    )
+    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], detail=True)
     assert actors
     for actor in actors:
         os.kill(actor.pid, signal.SIGKILL)

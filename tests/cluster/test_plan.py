@@ -32,9 +32,7 @@ def test_every_method_meets_every_budget_with_every_seed(tmp_path: Path, digits:
     assert all(trial.teacher is None for trial in plan.trials)
 
 
-def test_one_teacher_serves_all_trials_and_is_trained_by_its_own_schedule(
-    tmp_path: Path, digits: Dataset
-) -> None:
+def test_one_teacher_serves_all_trials_and_is_trained_by_its_own_schedule(tmp_path: Path, digits: Dataset) -> None:
     config = settings(tmp_path, distillation=Distillation(), seeds=(3, 4), teacher=training(7))
     plan = plan_sweep(config, digits)
     (teacher,) = plan.teachers
@@ -95,9 +93,7 @@ def test_a_refused_value_of_the_grid_is_told_before_anything_starts(tmp_path: Pa
 
 
 @pytest.mark.parametrize("budget", [0.0001, 3.0, 10.0**9])
-def test_an_unreachable_budget_is_told_before_anything_starts(
-    tmp_path: Path, digits: Dataset, budget: float
-) -> None:
+def test_an_unreachable_budget_is_told_before_anything_starts(tmp_path: Path, digits: Dataset, budget: float) -> None:
     with pytest.raises(ValueError, match="MACs"):
         plan_sweep(settings(tmp_path, budgets=(0.5, budget)), digits)
 

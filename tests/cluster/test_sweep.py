@@ -124,7 +124,4 @@ def test_optuna_searches_accuracy_against_macs(tmp_path: Path) -> None:
         assert 0.3 <= values["budget"] <= 0.9
         assert row["macs"] <= row["budget_macs"]
         assert row["budget_ratio"] == pytest.approx(values["budget"], abs=1e-5)
-        assert (
-            row["validation_accuracy"]
-            == read_result(Path(row["checkpoint"]) / "result.json").validation_accuracy
-        )
+        assert row["validation_accuracy"] == read_result(Path(row["checkpoint"]) / "result.json").validation_accuracy

@@ -360,7 +360,7 @@ def quickstart(*, storage: Path = Path("runs")) -> config.Sweep:
             Uniform(),
             Random(),
         ),
-        budgets=(0.25, 0.5, 0.75),
+        budgets=(0.06, 0.12, 0.25),
         teacher=training,
         retrain=training,
     )

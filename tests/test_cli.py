@@ -100,8 +100,8 @@ def a_result(folder: Path, method: str, budget: float | None, accuracy: float) -
 def a_run(folder: Path) -> None:
     """Three finished networks where the quickstart puts them."""
     for name, method, budget, accuracy in (
-        ("tas-0.5-seed0", "tas", 0.5, 0.96),
-        ("uniform-0.5-seed0", "uniform", 0.5, 0.94),
+        ("tas-0.25-seed0", "tas", 0.25, 0.96),
+        ("uniform-0.25-seed0", "uniform", 0.25, 0.94),
         ("dense-seed0", "dense", None, 0.98),
     ):
         a_result(folder / "trials" / name, method, budget, accuracy)
@@ -348,7 +348,7 @@ def test_sweep_runs_what_its_flags_say(sweeps, capsys):
 def test_quickstart_ends_with_the_table_and_the_paths(sweeps, capsys):
     main(["quickstart"])
     (sweep,) = sweeps
-    assert sweep.budgets == (0.25, 0.5, 0.75)
+    assert sweep.budgets == (0.06, 0.12, 0.25)
     assert [method.name for method in sweep.methods] == ["tas", "uniform", "random"]
     text = capsys.readouterr().out
     assert "tiny on digits" in text

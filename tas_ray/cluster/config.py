@@ -47,7 +47,7 @@ class Resources:
     def __post_init__(self) -> None:
         if not 1 <= self.least_workers <= self.workers:
             raise ValueError(
-                f"workers is {self.workers} and min_workers {self.min_workers}, but it takes 1 <= min_workers <= workers"
+                f"workers is {self.workers} and min_workers {self.min_workers}, but 1 <= min_workers <= workers"
             )
         if not self.cpus_per_worker > 0:
             raise ValueError(
@@ -237,8 +237,8 @@ class Sweep:
                 raise ValueError(f"{path} is in `grid` and in Optuna's parameters: leave it out of one")
         if (self.asha is not None or self.optuna is not None) and not self.holdout:
             raise ValueError(
-                "Optuna and ASHA compare accuracies on images the training has not seen: set `holdout`, which keeps the "
-                "search split for them; the test set is never used to choose"
+                "Optuna and ASHA compare accuracies on images the training has not seen: set `holdout`, which keeps "
+                "the search split for them; the test set is never used to choose"
             )
         if self.asha is not None and not self.grid and self.optuna is None:
             raise ValueError("ASHA stops weak hyper-parameters, but none is swept: add `grid` or `optuna`")

@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: a line a finished trial, an estimate of the rest, gauges, an up-to-date leaderboard."""
+"""What a sweep says while it runs: a line a finished trial, an estimate of the rest, gauges, a current leaderboard."""
 
 from __future__ import annotations
 

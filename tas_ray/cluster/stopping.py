@@ -1,4 +1,4 @@
-"""Early stopping of weak retrainings by ASHA, among trials that differ only in hyper-parameters, and across restarts."""
+"""Early stopping of weak retrainings by ASHA, among trials that differ only in hyper-parameters, across restarts."""
 
 from __future__ import annotations
 

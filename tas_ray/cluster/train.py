@@ -35,7 +35,7 @@ ACCURACY = "validation_accuracy"
 """The metric of every report that sweeps compare trials by; 0 where it was not measured."""
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
-# Every report waits for the controller's next look at its workers: two seconds by default, which small epochs cannot afford.
+# Every report waits for the controller's next look at its workers: by default two seconds, too long for small epochs.
 _ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 
 
@@ -78,7 +78,7 @@ def alive_nodes() -> list[dict[str, float]]:
 
 
 class RayCheckpoints(Checkpoints):
-    """The state as a Ray Train checkpoint: uploaded before it counts, found again by every later start of this trial."""
+    """The state as a Ray Train checkpoint: counts once it is uploaded, and every later start of the trial finds it."""
 
     def load(self) -> dict[str, Any] | None:
         """See `Checkpoints.load`."""

@@ -259,8 +259,13 @@ def draw_subset(
 
     Returns each row's option indices, ascending, and the softmax of `noisy` over just these, which carries the
     gradient: it reaches the drawn options only.
+
+    Raises:
+        ValueError: `noisy` holds something that is no number.
     """
     probabilities = F.softmax(noisy.detach(), 1).cpu()
+    if probabilities.isnan().any():
+        raise ValueError("the logits are no numbers any more: the search diverged; lower the learning rate or use float32")
     absent = torch.isinf(noisy.detach()).cpu()
     likelihood = (probabilities + UNDRAWN).masked_fill(absent, torch.finfo(probabilities.dtype).tiny)
     drawn = torch.multinomial(likelihood, count, generator=random).sort(dim=1).values

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from ray.util.state import list_actors
 
@@ -56,6 +62,36 @@ def phase(folder: Path) -> str:
         except ValueError:  # just deleted, newer ones have come
             continue
     return ""
+
+
+@contextmanager
+def started(module: str, arguments: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that starts a cluster of its own; killed in the end, which ends both."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    variables = {**os.environ, "RAY_TMPDIR": folder, **environment}
+    command = [sys.executable, "-m", module, *arguments]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+            wait_for("the killed process's cluster to end", lambda: not left_of(folder))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_of(folder: str) -> list[psutil.Process]:
+    """The processes that are left of a cluster with this folder."""
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAY_TMPDIR") == folder and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process)
+        except psutil.Error:
+            continue
+    return left
 
 
 def wait_for(what: str, condition: Callable[[], Any]) -> None:

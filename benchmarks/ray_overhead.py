@@ -38,8 +38,7 @@ def main() -> None:
         (_local if options.case == "local" else _sweep)(options.trials, options.folder)
         return
     seconds = {
-        name: min(_measured(case, trials) for _ in range(options.repeats))
-        for name, (case, trials) in CASES.items()
+        name: min(_measured(case, trials) for _ in range(options.repeats)) for name, (case, trials) in CASES.items()
     }
     baseline, single, ten = seconds.values()
     record = {
@@ -60,9 +59,7 @@ def _measured(case: str, trials: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.ray_overhead", "--case", case]
         began = time.perf_counter()
-        subprocess.run(
-            [*command, "--trials", str(trials), "--folder", folder], check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([*command, "--trials", str(trials), "--folder", folder], check=True, stdout=subprocess.DEVNULL)
         assert len((Path(folder) / "overhead" / "leaderboard.csv").read_text().splitlines()) == trials + 1
         return time.perf_counter() - began
 

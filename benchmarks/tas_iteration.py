@@ -103,17 +103,12 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, float | str 
         peaks = {name: peak(step, device) for name, step in steps.items()}
         row["peak_memory_ratio"] = max(peaks["weights"], peaks["architecture"]) / peaks["plain"]
     print(
-        " ".join(
-            f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in row.items()
-        )
+        " ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
     )
     return row
 
 
-def timed(
-    steps: dict[str, Callable[[int], None]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
+def timed(steps: dict[str, Callable[[int], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every step, `repeats` times in turn."""
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time

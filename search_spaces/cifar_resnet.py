@@ -25,9 +25,7 @@ class CifarResNet(nn.Module):
     Images `(batch, 3, height, width)` to logits `(batch, classes)`.
     """
 
-    def __init__(
-        self, layers: Layers, *, blocks: int, classes: int, bottleneck: bool, published: bool
-    ) -> None:
+    def __init__(self, layers: Layers, *, blocks: int, classes: int, bottleneck: bool, published: bool) -> None:
         super().__init__()
         # The first identity shortcut hands the stem's channels on: tied, they are the stage's.
         stem = "stem" if published or bottleneck else "stage1.out"

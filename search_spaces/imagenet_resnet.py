@@ -52,9 +52,7 @@ class ImageNetResNet(nn.Module):
                 shortcuts=SHORTCUTS,
                 published=published,
             )
-            stage = layers.stage(
-                layers.depth(f"{name}.depth", depth_options(count, min(blocks))), c, builders
-            )
+            stage = layers.stage(layers.depth(f"{name}.depth", depth_options(count, min(blocks))), c, builders)
             self.stages.append(stage)  # type: ignore[arg-type]
             c = stage.c_out
         self.head = layers.linear(c, classes)
@@ -74,22 +72,16 @@ def depth_options(blocks: int, steps: int) -> tuple[int, ...]:
 
 def resnet18(*, classes: int = 1000, image_size: int = 224, published: bool = False) -> SearchSpace:
     """ResNet-18: 1814 M MACs at 224 pixels."""
-    define = partial(
-        ImageNetResNet, blocks=(2, 2, 2, 2), classes=classes, bottleneck=False, published=published
-    )
+    define = partial(ImageNetResNet, blocks=(2, 2, 2, 2), classes=classes, bottleneck=False, published=published)
     return _space("resnet18", define, classes, image_size, published)
 
 
 def resnet50(*, classes: int = 1000, image_size: int = 224, published: bool = False) -> SearchSpace:
     """ResNet-50: 4089 M MACs at 224 pixels."""
-    define = partial(
-        ImageNetResNet, blocks=(3, 4, 6, 3), classes=classes, bottleneck=True, published=published
-    )
+    define = partial(ImageNetResNet, blocks=(3, 4, 6, 3), classes=classes, bottleneck=True, published=published)
     return _space("resnet50", define, classes, image_size, published)
 
 
-def _space(
-    name: str, define: partial[ImageNetResNet], classes: int, image_size: int, published: bool
-) -> SearchSpace:
+def _space(name: str, define: partial[ImageNetResNet], classes: int, image_size: int, published: bool) -> SearchSpace:
     name = name + ("-published" if published else "")
     return SearchSpace(name=name, define=define, image_size=image_size, classes=classes)

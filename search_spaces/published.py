@@ -45,9 +45,7 @@ class Network:
 
 
 def _cifar(define: Callable[..., SearchSpace], depth: int, module: str) -> Network:
-    return Network(
-        define, {"dataset": "cifar", "arch": "resnet", "depth": depth, "module": module}, zero_scale=False
-    )
+    return Network(define, {"dataset": "cifar", "arch": "resnet", "depth": depth, "module": module}, zero_scale=False)
 
 
 def _imagenet(define: Callable[..., SearchSpace], layers: list[Scalar], block: str) -> Network:
@@ -113,14 +111,11 @@ def write(space: SearchSpace, architecture: Architecture, path: Path | str) -> N
     published = network.space(space.classes)
     if space.image_size != published.image_size:
         raise ValueError(
-            f"TAS's files of {space.name} stand for images of {published.image_size} pixels, "
-            f"not {space.image_size}"
+            f"TAS's files of {space.name} stand for images of {published.image_size} pixels, not {space.image_size}"
         )
     frozen = sorted({choice.name for choice in published.choices} - set(architecture))
     if frozen:
-        raise ValueError(
-            f"TAS's files have a number for every width and depth; frozen here: {', '.join(frozen)}"
-        )
+        raise ValueError(f"TAS's files have a number for every width and depth; frozen here: {', '.join(frozen)}")
     text = _written(
         {
             **network.fields,
@@ -136,9 +131,7 @@ def write(space: SearchSpace, architecture: Architecture, path: Path | str) -> N
     Path(path).write_text(text, encoding="utf-8")
 
 
-def from_channels(
-    space: SearchSpace, xchannels: Sequence[int], xblocks: Sequence[int] | None = None
-) -> Architecture:
+def from_channels(space: SearchSpace, xchannels: Sequence[int], xblocks: Sequence[int] | None = None) -> Architecture:
     """The architecture of a published space with these widths and depths.
 
     Args:

@@ -99,9 +99,7 @@ def evaluation_view(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size
     from torchvision.transforms.v2 import functional as v2
 
     if image.size != (size, size):
-        image = v2.center_crop(
-            v2.resize(image, [round(size * EVALUATION_RESIZE)], antialias=True), [size, size]
-        )
+        image = v2.center_crop(v2.resize(image, [round(size * EVALUATION_RESIZE)], antialias=True), [size, size])
     return v2.pil_to_tensor(image)
 
 

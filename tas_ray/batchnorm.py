@@ -27,9 +27,7 @@ def recalibrate(
     steps = (
         (
             step,
-            torch.randint(
-                dataset.size(split), (size,), generator=generator("cpu", "recalibrate", seed, step)
-            ),
+            torch.randint(dataset.size(split), (size,), generator=generator("cpu", "recalibrate", seed, step)),
         )
         for step in range(BATCHES)
     )

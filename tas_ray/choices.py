@@ -165,11 +165,7 @@ class Architecture(Mapping[str, int]):
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"an architecture is a JSON object of names and whole numbers: {error}"
-            ) from error
+            raise ValueError(f"an architecture is a JSON object of names and whole numbers: {error}") from error
         if not isinstance(values, dict) or not all(type(value) is int for value in values.values()):
-            raise ValueError(
-                f"an architecture is a JSON object of names and whole numbers, not {text[:80]!r}"
-            )
+            raise ValueError(f"an architecture is a JSON object of names and whole numbers, not {text[:80]!r}")
         return Architecture(values)

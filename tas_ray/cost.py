@@ -124,9 +124,7 @@ class CostTable:
         return there
 
 
-def trace(
-    define: Callable[[Layers], nn.Module], candidates: Candidates, image_size: int, channels: int
-) -> CostTable:
+def trace(define: Callable[[Layers], nn.Module], candidates: Candidates, image_size: int, channels: int) -> CostTable:
     """The cost table of the networks `define` describes, for square images.
 
     Raises:

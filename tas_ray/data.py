@@ -94,22 +94,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.dataset not in get_args(DatasetName):
-            raise ValueError(
-                f"unknown dataset {self.dataset!r}: choose one of {', '.join(get_args(DatasetName))}."
-            )
+            raise ValueError(f"unknown dataset {self.dataset!r}: choose one of {', '.join(get_args(DatasetName))}.")
         if self.dataset == "digits" and self.path is not None:
             raise ValueError(
                 f"digits come with scikit-learn and are not read from {self.path}: leave `path` out, or name "
                 "the dataset that lies there (cifar10, cifar100, imagenet, folder or parquet)."
             )
         if self.dataset != "digits" and self.path is None:
-            raise ValueError(
-                f"{self.dataset} needs `path`, the folder where the data lies; nothing is downloaded."
-            )
+            raise ValueError(f"{self.dataset} needs `path`, the folder where the data lies; nothing is downloaded.")
         if self.dataset == "folder" and self.image_size is None:
-            raise ValueError(
-                "folder needs `image_size`, the height and width in pixels every image is brought to."
-            )
+            raise ValueError("folder needs `image_size`, the height and width in pixels every image is brought to.")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}, but must be at least 1 pixel.")
         if not 0 < self.search_fraction < 1:
@@ -204,9 +198,7 @@ class InMemoryDataset(Dataset):
     def _batch(self, split: Split, step: int, indices: Tensor, *, augment: bool, seed: int) -> Batch:
         rows = self._rows_of(split, indices).to(self.device, non_blocking=True)
         images, labels = (
-            (self.test_images, self.test_labels)
-            if split == "test"
-            else (self.training_images, self.training_labels)
+            (self.test_images, self.test_labels) if split == "test" else (self.training_images, self.training_labels)
         )
         batch = images.index_select(0, rows)
         if augment:
@@ -289,9 +281,7 @@ class _Decoder(torch.utils.data.Dataset[tuple[int, Tensor, Tensor]]):
             for position, row in enumerate(rows):
                 path = self.files.path(row)
                 image = _decode(path, str(path))
-                images[position] = (
-                    evaluation_view(image, self.size) if self.view is None else self.view(image)
-                )
+                images[position] = evaluation_view(image, self.size) if self.view is None else self.view(image)
         return step, images, self.files.labels[rows]
 
 
@@ -337,9 +327,7 @@ class _Pixels:
 
 
 def _in_memory(config: DataConfig, device: torch.device, pixels: _Pixels) -> InMemoryDataset:
-    training_images, test_images = (
-        _resized(images, config) for images in (pixels.training_images, pixels.test_images)
-    )
+    training_images, test_images = (_resized(images, config) for images in (pixels.training_images, pixels.test_images))
     if pixels.mean is not None and pixels.std is not None:
         mean, std = pixels.mean, pixels.std
     else:
@@ -366,9 +354,7 @@ def _split(config: DataConfig, labels: Tensor, test_size: int, classes: int) -> 
     """Return the rows of every split: per class, a sample of 1 - search_fraction is "train", the rest
     "search".
     """
-    train, search = stratified_split(
-        labels, classes, fraction=1 - config.search_fraction, seed=config.split_seed
-    )
+    train, search = stratified_split(labels, classes, fraction=1 - config.search_fraction, seed=config.split_seed)
     return {
         "train": train,
         "search": search,
@@ -468,9 +454,7 @@ def _decode(source: Path | io.BytesIO, label: str) -> Image.Image:
         with Image.open(source) as image:
             return image.convert("RGB")
     except Exception as error:  # every decoder raises what it likes when its bytes are broken
-        raise ValueError(
-            f"{label} is no image that can be decoded ({error}): restore it or leave it out."
-        ) from error
+        raise ValueError(f"{label} is no image that can be decoded ({error}): restore it or leave it out.") from error
 
 
 # Digits and CIFAR
@@ -506,9 +490,7 @@ def _read_cifar(config: DataConfig) -> _Pixels:
 
     assert config.path is not None
     hundred = config.dataset == "cifar100"
-    folder, reader = (
-        ("cifar-100-python", datasets.CIFAR100) if hundred else ("cifar-10-batches-py", datasets.CIFAR10)
-    )
+    folder, reader = ("cifar-100-python", datasets.CIFAR100) if hundred else ("cifar-10-batches-py", datasets.CIFAR10)
     if not (config.path / folder).is_dir():
         archive = f"{config.dataset.replace('cifar', 'cifar-')}-python.tar.gz"
         raise ValueError(
@@ -602,13 +584,10 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     for column, (is_right, wanted) in rules.items():
         if column not in schema.names:
             raise ValueError(
-                f"{file} has no column {column!r}, only {', '.join(schema.names)}: it needs `image` and "
-                "`label`."
+                f"{file} has no column {column!r}, only {', '.join(schema.names)}: it needs `image` and `label`."
             )
         if not is_right(schema.field(column).type):
-            raise ValueError(
-                f"column {column!r} of {file} is {schema.field(column).type}, but must be {wanted}."
-            )
+            raise ValueError(f"column {column!r} of {file} is {schema.field(column).type}, but must be {wanted}.")
     return opened
 
 
@@ -711,9 +690,7 @@ def _load_folder(config: DataConfig, device: torch.device) -> Dataset:
     count = len(training.names) + len(test.names)
     streamed = imagenet or _decoded_gb(count, size) > config.memory_limit_gb
     # The two ways normalise differently, so that a network trained one way must not be taken for the other.
-    fingerprint = _fingerprint(
-        name, str(size), str(streamed), *classes, *_file_parts(training), *_file_parts(test)
-    )
+    fingerprint = _fingerprint(name, str(size), str(streamed), *classes, *_file_parts(training), *_file_parts(test))
     if not streamed:
         log.info("%s: decoding %d images into memory (%.2f GB)", name, count, _decoded_gb(count, size))
         pixels = _Pixels(

@@ -60,9 +60,7 @@ def load_network(folder: str | Path) -> nn.Module:
     try:
         network.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of {ARCHITECTURE_FILE} beside it: {error}"
-        ) from error
+        raise ValueError(f"{path} does not hold the weights of {ARCHITECTURE_FILE} beside it: {error}") from error
     return network.eval()
 
 
@@ -85,7 +83,7 @@ def load_blueprint(folder: str | Path) -> Blueprint:
             mean=tuple(fields["mean"]),
             std=tuple(fields["std"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} does not describe a network ({type(error).__name__}: {error}); a finished trial's folder "
             f"has {ARCHITECTURE_FILE} and {WEIGHTS_FILE}"

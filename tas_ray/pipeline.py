@@ -109,6 +109,8 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
         budget = space.budget(trial.budget, window=trial.method.window)
     if trial.method.training is None:
         trial.method.propose(space, budget, None, seed=trial.seed)
+    else:
+        space.sample(budget, seed=trial.seed)  # refuses a budget whose window no network lies in
     if trial.teacher is None and (trial.distillation or trial.initialization == "dense"):
         needs = "distillation" if trial.distillation else "initialization"
         raise ValueError(f"{needs} needs a teacher: give the folder of a finished dense network")

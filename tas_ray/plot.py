@@ -30,9 +30,7 @@ def draw(df: pd.DataFrame, path: str | Path) -> Path:
     a budget are the dense reference. Raises ValueError when df has no row.
     """
     if df.empty:
-        raise ValueError(
-            "there is nothing to draw: the leaderboard has no row, check the filter it went through"
-        )
+        raise ValueError("there is nothing to draw: the leaderboard has no row, check the filter it went through")
     path = Path(path)
     buffer = io.BytesIO()
     _figure(df).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -173,9 +171,7 @@ def _add_legend(figure: Figure, df: pd.DataFrame) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(str(label), handle)
     if df.duplicated(["space", "dataset", "run", "method", "budget_macs"]).any():
-        entries["one network"] = Line2D(
-            [], [], color=_GREY, alpha=0.45, marker="o", markersize=5, linestyle=""
-        )
+        entries["one network"] = Line2D([], [], color=_GREY, alpha=0.45, marker="o", markersize=5, linestyle="")
     labels = sorted(entries, key=lambda label: label.startswith(("dense", "one network", "budget")))
     longest = max(len(label) for label in labels)
     columns = int(figure.get_figwidth() * 14 / (longest + 8))

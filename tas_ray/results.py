@@ -134,9 +134,7 @@ class Result:
         for name in ("test_accuracy", "dense_accuracy", "search_accuracy", "validation_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(
-                    f"{name} is {value}, but accuracies are fractions from 0 to 1: divide by 100?"
-                )
+                raise ValueError(f"{name} is {value}, but accuracies are fractions from 0 to 1: divide by 100?")
         for name in ("macs", "params", "workers", "macs_ratio", "budget_macs", "budget_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -216,9 +214,7 @@ def _check_time(text: str) -> None:
     except ValueError as error:
         raise ValueError(f"finished_at is {text!r}, but must be an ISO 8601 time") from error
     if offset != timedelta(0):
-        raise ValueError(
-            f"finished_at is {text!r}, but must be in UTC: datetime.now(timezone.utc).isoformat()"
-        )
+        raise ValueError(f"finished_at is {text!r}, but must be in UTC: datetime.now(timezone.utc).isoformat()")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -266,9 +262,7 @@ def read_results(folder: str | Path) -> list[Result]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is not a folder: give the folder of a run, or one that holds several runs"
-        )
+        raise ValueError(f"{folder} is not a folder: give the folder of a run, or one that holds several runs")
     found: dict[tuple[str, str], Path] = {}
     results = []
     for path in _result_files(folder):
@@ -360,9 +354,7 @@ def _rank(df: pd.DataFrame) -> pd.DataFrame:
         accuracy = group["test_accuracy"]
         best_at_cost = accuracy.groupby(group["macs"]).max()
         best_below_cost = best_at_cost.cummax().shift(fill_value=-1.0)
-        undominated = (accuracy == group["macs"].map(best_at_cost)) & (
-            accuracy > group["macs"].map(best_below_cost)
-        )
+        undominated = (accuracy == group["macs"].map(best_at_cost)) & (accuracy > group["macs"].map(best_below_cost))
         pareto.loc[group.index] = undominated
     return ranked.assign(best_in_budget=~ranked.duplicated(_BUDGET), pareto=pareto)
 

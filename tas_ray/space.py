@@ -128,9 +128,7 @@ class SearchSpace:
         """
         dense, least = self.macs(self.dense), self.macs(self.smallest)
         if not 0 < amount < float("inf"):
-            raise ValueError(
-                f"a budget is a positive number of MACs or a share of the dense MACs, not {amount}"
-            )
+            raise ValueError(f"a budget is a positive number of MACs or a share of the dense MACs, not {amount}")
         if window is not None and not 0 <= window <= 1:
             raise ValueError(f"a budget's window is a share of the dense MACs from 0 to 1, not {window}")
         most = int(amount * dense) if amount <= 1 else int(amount)
@@ -216,8 +214,7 @@ def load(name: str, /, **options: str | int | float | bool) -> SearchSpace:
     module, _, function = name.partition(":")
     if not function:
         raise ValueError(
-            "a search space is named `package.module:function`, such as search_spaces.tiny:tiny, "
-            f"not {name!r}"
+            f"a search space is named `package.module:function`, such as search_spaces.tiny:tiny, not {name!r}"
         )
     try:
         define = getattr(importlib.import_module(module), function)

@@ -201,9 +201,7 @@ def _check_batch(dataset: Dataset, training: Training, group: Group, workers: Wo
         )
 
 
-def _epoch(
-    task: Task, dataset: Dataset, training: Training, epoch: int, *, seed: int, workers: Workers
-) -> float:
+def _epoch(task: Task, dataset: Dataset, training: Training, epoch: int, *, seed: int, workers: Workers) -> float:
     groups = task.groups
     batches = _order(dataset.size(groups[0].split), training.batch_size, workers, seed, epoch)
     first_step = epoch * math.ceil(dataset.size(groups[0].split) / training.batch_size)
@@ -289,7 +287,8 @@ def _average_buffers(task: Task, workers: Workers) -> None:
     kept = task.state_dict().keys()
     buffers = [b for name, b in task.named_buffers() if name in kept and b.is_floating_point()]
     workers.sum_(buffers)
-    torch._foreach_div_(buffers, workers.world)
+    for buffer in buffers:
+        buffer.div_(workers.world)
 
 
 def _state(task: Task, epochs_done: int) -> dict[str, Any]:

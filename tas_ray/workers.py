@@ -43,9 +43,7 @@ class Workers:
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
             parts = flat.split([tensor.numel() for tensor in bucket])
-            torch._foreach_copy_(
-                bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
-            )
+            torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
 
     def agree(self, decision: bool) -> bool:
         """Rank 0's decision, on every rank (for choices that rest on a clock)."""
@@ -120,10 +118,11 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"a state is a dict, not a {type(state).__name__}")
     except Exception as error:
         raise ValueError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); "
             "move it aside and run the same command again to start this part anew"
         ) from error
-    assert isinstance(state, dict)
     return state

@@ -27,18 +27,14 @@ def window_of(padded: Tensor, image: Tensor) -> tuple[int, int] | None:
 def test_every_crop_is_one_window_of_the_black_padded_image() -> None:
     images = random_images(40, 3, 8, 8)
     cropped = crop_and_flip(images, padding=2, horizontal_flip=False, generator=generator("cpu", 1))
-    corners = [
-        window_of(F.pad(image, (2, 2, 2, 2)), crop) for image, crop in zip(images, cropped, strict=True)
-    ]
+    corners = [window_of(F.pad(image, (2, 2, 2, 2)), crop) for image, crop in zip(images, cropped, strict=True)]
     assert None not in corners
     assert len(set(corners)) > 15  # of 25 windows: every image draws its own
 
 
 def test_windows_are_uniform_over_all_offsets() -> None:
     image = random_images(1, 3, 4, 4)
-    crops = crop_and_flip(
-        image.expand(9000, 3, 4, 4), padding=1, horizontal_flip=False, generator=generator("cpu", 2)
-    )
+    crops = crop_and_flip(image.expand(9000, 3, 4, 4), padding=1, horizontal_flip=False, generator=generator("cpu", 2))
     padded = F.pad(image[0], (1, 1, 1, 1))
     counts = [
         int((crops == padded[:, top : top + 4, left : left + 4]).flatten(1).all(1).sum())
@@ -60,9 +56,7 @@ def test_a_flip_mirrors_and_hits_half_of_the_images() -> None:
 
 def test_without_flip_and_padding_nothing_changes() -> None:
     images = random_images(5, 3, 8, 8)
-    assert torch.equal(
-        crop_and_flip(images, padding=0, horizontal_flip=False, generator=generator("cpu", 4)), images
-    )
+    assert torch.equal(crop_and_flip(images, padding=0, horizontal_flip=False, generator=generator("cpu", 4)), images)
 
 
 def test_flip_and_crop_together_give_a_window_or_its_mirror() -> None:
@@ -91,9 +85,7 @@ def test_lighting_shifts_every_pixel_of_an_image_by_one_colour() -> None:
     colours = shift[:, :, 0, 0] / 255
     assert float(colours.mean(0).abs().max()) < 0.002
     variances, axes = torch.linalg.eigh(colours.T.cov())
-    torch.testing.assert_close(
-        variances.sqrt(), torch.tensor([0.00045, 0.00188, 0.02175]), rtol=0.1, atol=0.0
-    )
+    torch.testing.assert_close(variances.sqrt(), torch.tensor([0.00045, 0.00188, 0.02175]), rtol=0.1, atol=0.0)
     torch.testing.assert_close(axes[:, 2].abs(), torch.tensor([0.5675, 0.5808, 0.5836]), rtol=0.0, atol=0.01)
     torch.testing.assert_close(axes[:, 1].abs(), torch.tensor([0.7192, 0.0045, 0.6948]), rtol=0.0, atol=0.03)
 

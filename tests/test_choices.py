@@ -27,9 +27,7 @@ def test_default_widths_are_those_of_tas(base: int, options: tuple[int, ...]) ->
 
 @settings(deadline=None)
 @given(base=st.integers(1, 4096), ratios=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=9))
-def test_scaled_widths_ascend_from_at_least_one_channel_to_the_full_width(
-    base: int, ratios: list[float]
-) -> None:
+def test_scaled_widths_ascend_from_at_least_one_channel_to_the_full_width(base: int, ratios: list[float]) -> None:
     width = Candidates(ratios=tuple(ratios)).width("w", base)
     options = (width,) if isinstance(width, int) else Choice(width.name, width.options).options
     assert options[0] >= 1
@@ -85,9 +83,7 @@ def test_given_options_end_with_the_unpruned_network() -> None:
 
 @pytest.mark.parametrize("options", [(), (0, 16), (16, 8), (8, 8, 16), (-1,)])
 def test_malformed_options_are_refused(options: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match="options of stem have to be distinct positive numbers in ascending order"
-    ):
+    with pytest.raises(ValueError, match="options of stem have to be distinct positive numbers in ascending order"):
         Candidates(options={"stem": options})
     with pytest.raises(ValueError, match="options of stem"):
         Width("stem", options)
@@ -141,9 +137,7 @@ def test_an_architecture_survives_json(values: dict[str, int]) -> None:
     assert Architecture.from_json(architecture.to_json()) == architecture
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[1]", "3", '{"stem": 1.5}', '{"stem": "12"}', '{"stem": true}', '{"stem": 1']
-)
+@pytest.mark.parametrize("text", ["", "[1]", "3", '{"stem": 1.5}', '{"stem": "12"}', '{"stem": true}', '{"stem": 1'])
 def test_text_that_is_no_architecture_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="JSON object of names and whole numbers"):
         Architecture.from_json(text)

@@ -72,9 +72,7 @@ def test_choices_come_in_the_order_of_the_layers(table: CostTable) -> None:
     )
 
 
-def test_every_architecture_costs_what_torch_counts(
-    table: CostTable, architectures: list[Architecture]
-) -> None:
+def test_every_architecture_costs_what_torch_counts(table: CostTable, architectures: list[Architecture]) -> None:
     population = table.population(architectures)
     networks = [built(architecture) for architecture in architectures]
     assert len(architectures) == 2**4 * 3
@@ -155,9 +153,7 @@ def test_one_width_may_be_declared_twice() -> None:
 
 def test_two_different_choices_of_one_name_are_refused() -> None:
     def define(layers: Layers) -> nn.Module:
-        return nn.Sequential(
-            layers.conv_bn(3, layers.width("c", 8), 3), layers.conv_bn(8, layers.width("c", 16), 3)
-        )
+        return nn.Sequential(layers.conv_bn(3, layers.width("c", 8), 3), layers.conv_bn(8, layers.width("c", 16), 3))
 
     with pytest.raises(ValueError, match="two different choices are called c"):
         trace(define, Candidates(), 4, 3)

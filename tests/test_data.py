@@ -26,9 +26,7 @@ def digits() -> Dataset:
     return load(DataConfig(), CPU)
 
 
-def batch(
-    dataset: Dataset, split: Any, indices: Tensor, step: int = 0, **options: Any
-) -> tuple[Tensor, Tensor]:
+def batch(dataset: Dataset, split: Any, indices: Tensor, step: int = 0, **options: Any) -> tuple[Tensor, Tensor]:
     (only,) = dataset.batches(split, [(step, indices)], **({"augment": False, "seed": 0} | options))
     return only
 
@@ -96,9 +94,7 @@ def test_the_split_is_the_published_one() -> None:
     assert rest.tolist() == sorted(set(range(500)) - set(expected))
 
 
-@pytest.mark.parametrize(
-    ("fraction", "count"), [(0.5, 10), (1 - 0.9, 2), (0.99, 19), (0.001, 1), (0.9999, 19)]
-)
+@pytest.mark.parametrize(("fraction", "count"), [(0.5, 10), (1 - 0.9, 2), (0.99, 19), (0.001, 1), (0.9999, 19)])
 def test_every_class_is_split_alike_and_no_part_is_empty(fraction: float, count: int) -> None:
     labels = torch.arange(5).repeat(20)
     sampled, rest = stratified_split(labels, 5, fraction=fraction, seed=0)
@@ -180,9 +176,7 @@ def test_steps_seeds_and_splits_draw_their_own_augmentation(digits: Dataset) -> 
 def test_digits_are_shifted_by_a_pixel_but_never_mirrored(digits: Dataset) -> None:
     original = stored(digits, batch(digits, "train", torch.tensor([0]))[0])
     padded = torch.nn.functional.pad(original[0], (1, 1, 1, 1))
-    windows = {
-        padded[:, top : top + 8, left : left + 8].numpy().tobytes() for top in range(3) for left in range(3)
-    }
+    windows = {padded[:, top : top + 8, left : left + 8].numpy().tobytes() for top in range(3) for left in range(3)}
     images, _ = batch(digits, "train", torch.zeros(300, dtype=torch.int64), augment=True)
     seen = {image.numpy().tobytes() for image in stored(digits, images)}
     assert seen == windows
@@ -203,13 +197,9 @@ def test_an_index_outside_the_split_is_refused(digits: Dataset, indices: list[in
         batch(digits, "search", torch.tensor(indices))
 
 
-def test_an_unknown_split_is_refused_before_the_first_batch(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_split_is_refused_before_the_first_batch(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type_checks, "jaxtyping_disable", True)
-    with pytest.raises(
-        ValueError, match="unknown split 'valid': choose one of train, search, training, test"
-    ):
+    with pytest.raises(ValueError, match="unknown split 'valid': choose one of train, search, training, test"):
         digits.batches("valid", [], augment=False, seed=0)  # type: ignore[arg-type]
 
 
@@ -230,9 +220,7 @@ def test_the_fingerprint_tells_content_apart_but_not_the_search_split(tmp_path: 
     pixels = pictures(12, 8, 8, 1)
     pixels[0, 0, 0, 0] ^= 1
     write_parquet(tmp_path / "b" / "same-train.parquet", [encoded(p) for p in pixels], [0, 1, 2] * 4)
-    write_parquet(
-        tmp_path / "c" / "same-test.parquet", [encoded(p) for p in pictures(6, 8, 8, 2)], [0, 2, 1] * 2
-    )
+    write_parquet(tmp_path / "c" / "same-test.parquet", [encoded(p) for p in pictures(6, 8, 8, 2)], [0, 2, 1] * 2)
 
     def fingerprint(folder: str, **fields: Any) -> str:
         return load(DataConfig(dataset="parquet", path=tmp_path / folder, **fields), CPU).fingerprint
@@ -289,9 +277,7 @@ def test_parquet_images_of_other_sizes_need_image_size(tmp_path: Path) -> None:
     parquet_folder(tmp_path)
     odd = [encoded(p) for p in pictures(5, 8, 8)] + [encoded(pictures(1, 9, 12)[0])]
     write_parquet(tmp_path / "test.parquet", odd, [0, 1, 2] * 2)
-    with pytest.raises(
-        ValueError, match=r"row 5 of .*test.parquet is 12 x 9 pixels, but the first image is 8 x 8"
-    ):
+    with pytest.raises(ValueError, match=r"row 5 of .*test.parquet is 12 x 9 pixels, but the first image is 8 x 8"):
         load(DataConfig(dataset="parquet", path=tmp_path), CPU)
     dataset = load(DataConfig(dataset="parquet", path=tmp_path, image_size=6), CPU)
     assert everything(dataset, "test")[0].shape == (6, 3, 6, 6)
@@ -331,9 +317,7 @@ def test_a_corrupt_image_is_named_by_file_and_row(tmp_path: Path, broken: bytes 
     parquet_folder(tmp_path)
     images = [encoded(p) for p in pictures(5, 8, 8)]
     write_parquet(tmp_path / "train.parquet", [*images, broken], [0, 1, 2] * 2)
-    with pytest.raises(
-        ValueError, match=r"row 5 of .*train.parquet (is no image that can be decoded|has no image)"
-    ):
+    with pytest.raises(ValueError, match=r"row 5 of .*train.parquet (is no image that can be decoded|has no image)"):
         load(DataConfig(dataset="parquet", path=tmp_path), CPU)
 
 
@@ -343,9 +327,7 @@ def test_a_corrupt_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"train.parquet is no parquet file that can be read"):
         load(DataConfig(dataset="parquet", path=tmp_path), CPU)
-    (tmp_path / "train.parquet").write_bytes(
-        whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :]
-    )
+    (tmp_path / "train.parquet").write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
     with pytest.raises(ValueError, match=r"train.parquet (cannot be read from row 0 on|is no parquet file)"):
         load(DataConfig(dataset="parquet", path=tmp_path), CPU)
 
@@ -371,9 +353,7 @@ def test_missing_and_empty_parquet_files_are_named(tmp_path: Path) -> None:
 
 def test_too_much_to_decode_into_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
     parquet_folder(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"18 images of 2000 x 2000 pixels take 0.2 GB decoded, more than .* = 0.1"
-    ):
+    with pytest.raises(ValueError, match=r"18 images of 2000 x 2000 pixels take 0.2 GB decoded, more than .* = 0.1"):
         load(DataConfig(dataset="parquet", path=tmp_path, image_size=2000, memory_limit_gb=0.1), CPU)
 
 
@@ -383,11 +363,7 @@ def test_too_much_to_decode_into_memory_is_refused_with_the_numbers(tmp_path: Pa
 def write_cifar(path: Path, *, hundred: bool) -> dict[str, np.ndarray]:
     folder = path / ("cifar-100-python" if hundred else "cifar-10-batches-py")
     folder.mkdir()
-    files = (
-        {"train": 40, "test": 20}
-        if hundred
-        else {f"data_batch_{i}": 10 for i in range(1, 6)} | {"test_batch": 20}
-    )
+    files = {"train": 40, "test": 20} if hundred else {f"data_batch_{i}": 10 for i in range(1, 6)} | {"test_batch": 20}
     pixels = {}
     for number, (name, count) in enumerate(files.items()):
         pixels[name] = np.random.default_rng(number).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
@@ -408,16 +384,12 @@ def test_cifar10_is_read_in_torchvisions_layout(tmp_path: Path, monkeypatch: pyt
     assert (dataset.name, dataset.classes, dataset.image_size) == ("cifar10", 10, 32)
     training = np.concatenate([pixels[f"data_batch_{i}"] for i in range(1, 6)])
     assert torch.equal(stored(dataset, everything(dataset, "training")[0]), torch.from_numpy(training))
-    assert torch.equal(
-        stored(dataset, everything(dataset, "test")[0]), torch.from_numpy(pixels["test_batch"])
-    )
+    assert torch.equal(stored(dataset, everything(dataset, "test")[0]), torch.from_numpy(pixels["test_batch"]))
     assert dataset.mean == (125.3 / 255, 123.0 / 255, 113.9 / 255)
     assert dataset.std == (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 
-def test_cifar_images_are_mirrored_unless_told_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_images_are_mirrored_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, hundred=False)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     for flip, expected in ((None, True), (True, True), (False, False)):
@@ -454,9 +426,7 @@ def test_missing_and_corrupt_cifar_say_what_to_unpack_where(
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 25)])
-def test_a_folder_gives_the_same_pixels_from_memory_and_streamed(
-    tmp_path: Path, size: tuple[int, int]
-) -> None:
+def test_a_folder_gives_the_same_pixels_from_memory_and_streamed(tmp_path: Path, size: tuple[int, int]) -> None:
     image_folder(tmp_path, size=size)
     in_memory = load(folder_config(tmp_path), CPU)
     streamed = load(folder_config(tmp_path, memory_limit_gb=0.0), CPU)
@@ -514,9 +484,7 @@ def test_a_folder_prefers_test_over_val(tmp_path: Path) -> None:
 def test_train_and_test_folders_must_have_the_same_classes(tmp_path: Path) -> None:
     image_folder(tmp_path)
     (tmp_path / "test" / "bee").rename(tmp_path / "test" / "cow")
-    with pytest.raises(
-        ValueError, match="only one of the two has bee, cow: both need the same class folders"
-    ):
+    with pytest.raises(ValueError, match="only one of the two has bee, cow: both need the same class folders"):
         load(folder_config(tmp_path), CPU)
 
 
@@ -578,7 +546,5 @@ def test_a_wrong_configuration_is_refused(
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet", "folder", "parquet"])
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path, dataset: Any) -> None:
     config = DataConfig(dataset=dataset, path=tmp_path / "nowhere" / "below", image_size=16)
-    with pytest.raises(
-        ValueError, match=f"nowhere.*where {dataset} should lie, is no folder on this machine"
-    ):
+    with pytest.raises(ValueError, match=f"nowhere.*where {dataset} should lie, is no folder on this machine"):
         load(config, CPU)

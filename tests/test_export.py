@@ -82,3 +82,20 @@ def test_a_description_with_a_typing_error_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"stage2\.uot"):
         load_network(tmp_path)
     assert isinstance(blueprint.architecture, Architecture)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"space": 3}', '"architecture"', "null"])
+def test_a_description_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / ARCHITECTURE_FILE).write_text(text)
+    with pytest.raises(ValueError, match=f"{ARCHITECTURE_FILE} does not describe a network"):
+        load_blueprint(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["space", "architecture", "mean"])
+def test_a_description_with_something_else_in_it_is_refused(tmp_path, field):
+    blueprint = a_blueprint(SpaceConfig())
+    save_network(tmp_path, blueprint.build(), blueprint)
+    path = tmp_path / ARCHITECTURE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 3}))
+    with pytest.raises(ValueError, match=f"{ARCHITECTURE_FILE} does not describe a network"):
+        load_blueprint(tmp_path)

@@ -90,9 +90,7 @@ def test_a_shortcut_of_stride_2_averages_and_projects_even_equal_widths(norm: bo
     (conv,) = [layer for layer in shortcut.modules() if isinstance(layer, nn.Conv2d)]
     shortcut.eval()
     expected = F.conv2d(F.avg_pool2d(x, 2), conv.weight)
-    torch.testing.assert_close(
-        shortcut(x), expected, rtol=1e-4, atol=1e-4
-    )  # a fresh BatchNorm only adds epsilon
+    torch.testing.assert_close(shortcut(x), expected, rtol=1e-4, atol=1e-4)  # a fresh BatchNorm only adds epsilon
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in shortcut.modules()) == norm
 
 

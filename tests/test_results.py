@@ -99,13 +99,9 @@ def test_a_result_comes_back_from_its_file_unchanged(tmp_path: Path) -> None:
     accuracy=st.floats(0, 1),
     dense=st.none() | st.floats(0, 1),
     seconds=st.floats(0, 1e9),
-    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
-        lambda text: text.strip() != ""
-    ),
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip() != ""),
 )
-def test_any_valid_result_survives_json(
-    accuracy: float, dense: float | None, seconds: float, text: str
-) -> None:
+def test_any_valid_result_survives_json(accuracy: float, dense: float | None, seconds: float, text: str) -> None:
     result = a_result(test_accuracy=accuracy, dense_accuracy=dense, search_seconds=seconds, architecture=text)
     assert Result.from_json(result.to_json()) == result
 
@@ -178,9 +174,7 @@ def test_a_corrupt_file_is_named_with_the_way_out(tmp_path: Path, break_it, mess
     assert "Move the file aside and run the same command again" in str(caught.value)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = a_result(test_accuracy=0.8)
     path = results.write_result(tmp_path, old)
 
@@ -302,9 +296,7 @@ def test_rebuilding_never_doubles_a_row(tmp_path: Path) -> None:
 
 
 def test_pandas_reads_the_csv_with_equal_values(tmp_path: Path) -> None:
-    write_all(
-        tmp_path, [*a_sweep(), a_result(seed=9, test_accuracy=1 / 3, parameters='{"lr": 0.1, "name": "a,b"}')]
-    )
+    write_all(tmp_path, [*a_sweep(), a_result(seed=9, test_accuracy=1 / 3, parameters='{"lr": 0.1, "name": "a,b"}')])
     df = results.leaderboard(tmp_path)
     csv = pd.read_csv(
         results.write_leaderboard(tmp_path),

@@ -104,9 +104,7 @@ def test_every_option_is_sampled() -> None:
 @pytest.mark.parametrize("budget", [Budget(most=1000), Budget(most=2**62, least=2**61)])
 def test_budgets_nothing_meets_end_in_an_error(budget: Budget) -> None:
     nearest = "42 858" if budget.most == 1000 else "1 142 080"
-    with pytest.raises(
-        ValueError, match=f"no architecture of tiny was found between .* nearest seen has {nearest}"
-    ):
+    with pytest.raises(ValueError, match=f"no architecture of tiny was found between .* nearest seen has {nearest}"):
         TINY.sample(budget, seed=0)
 
 

@@ -93,9 +93,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ValueError(
-                f"a range goes from a smaller to a larger value, not from {self.low} to {self.high}"
-            )
+            raise ValueError(f"a range goes from a smaller to a larger value, not from {self.low} to {self.high}")
         if self.log and not self.low > 0:
             raise ValueError(f"a logarithmic range starts above 0, not at {self.low}")
 
@@ -122,16 +120,12 @@ class Optuna:
 
     def __post_init__(self) -> None:
         if not self.parameters:
-            raise ValueError(
-                'Optuna has nothing to search: name parameters, for example "retrain.learning_rate"'
-            )
+            raise ValueError('Optuna has nothing to search: name parameters, for example "retrain.learning_rate"')
         for path, values in self.parameters.items():
             if not isinstance(values, Range) and len(values) < 2:
                 raise ValueError(f"{path} has {len(values)} value(s), but a choice needs at least two")
         if self.trials < 1 or self.population < 2:
-            raise ValueError(
-                f"trials is {self.trials} and population {self.population}, but it takes at least 1 and 2"
-            )
+            raise ValueError(f"trials is {self.trials} and population {self.population}, but it takes at least 1 and 2")
         if "budget" in self.parameters and not self.against_macs:
             raise ValueError(
                 "the largest budget would always win on accuracy alone: set against_macs, or name `budgets` instead"
@@ -224,9 +218,7 @@ class Sweep:
         names = [method.name for method in self.methods]
         for what, values in (("methods", names), ("budgets", self.budgets), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
-                raise ValueError(
-                    f"{what} are {values}, but no two may be the same; compare settings by `grid`"
-                )
+                raise ValueError(f"{what} are {values}, but no two may be the same; compare settings by `grid`")
         if not self.methods or not self.seeds:
             raise ValueError("a sweep needs at least one method and one seed")
         self._check_budgets()
@@ -243,9 +235,7 @@ class Sweep:
         if self.asha is not None and not self.grid and self.optuna is None:
             raise ValueError("ASHA stops weak hyper-parameters, but none is swept: add `grid` or `optuna`")
         if self.asha is not None and self.optuna is not None and self.optuna.against_macs:
-            raise ValueError(
-                "ASHA compares accuracies and would stop every small network: use it without against_macs"
-            )
+            raise ValueError("ASHA compares accuracies and would stop every small network: use it without against_macs")
 
     @property
     def folder(self) -> Path:
@@ -259,9 +249,7 @@ class Sweep:
     def _check_budgets(self) -> None:
         bad = [budget for budget in self.budgets if not budget > 0]
         if bad:
-            raise ValueError(
-                f"budgets are positive: MACs above 1, shares of the dense MACs up to 1, not {bad}"
-            )
+            raise ValueError(f"budgets are positive: MACs above 1, shares of the dense MACs up to 1, not {bad}")
         wanted = any(not isinstance(method, Dense) for method in self.methods)
         if ("budget" in self._searched) == bool(self.budgets) and wanted:
             raise ValueError(

@@ -97,9 +97,7 @@ def _teachers(sweep: Sweep, *, needed: bool) -> tuple[Trial, ...]:
     asked = any(isinstance(method, Dense) for method in sweep.methods)
     seeds = sweep.seeds if asked else sweep.seeds[: int(needed)]
     trials = [_trial(sweep, Dense(), None, seed, None) for seed in seeds]
-    return tuple(
-        replace(trial, retrain=sweep.teacher, distillation=None, initialization="random") for trial in trials
-    )
+    return tuple(replace(trial, retrain=sweep.teacher, distillation=None, initialization="random") for trial in trials)
 
 
 def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teacher: Path | None) -> Trial:
@@ -129,9 +127,7 @@ def _swept(base: Trial, values: Mapping[str, Value]) -> Trial:
         trial = changed(trial, path, value)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{base.name}-{digest}"
-    return replace(
-        trial, name=name, folder=base.folder.with_name(name), parameters={**base.parameters, **values}
-    )
+    return replace(trial, name=name, folder=base.folder.with_name(name), parameters={**base.parameters, **values})
 
 
 def _points(grid: Mapping[str, tuple[Value, ...]], trial: Trial) -> Iterator[dict[str, Value]]:
@@ -161,9 +157,7 @@ def _check_paths(sweep: Sweep, methods: list[Method], paths: list[str]) -> None:
         owners: list[Any] = methods if root == "method" else [getattr(sweep, root)]
         if not any(has(owner, rest) for owner in owners):
             known = sorted({f.name for owner in owners if owner for f in dataclasses.fields(owner)})
-            raise ValueError(
-                f"{path} cannot be swept: there is no {rest} in {root}, which has {', '.join(known)}"
-            )
+            raise ValueError(f"{path} cannot be swept: there is no {rest} in {root}, which has {', '.join(known)}")
 
 
 def has(config: Any, path: str) -> bool:

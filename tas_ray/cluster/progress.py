@@ -42,13 +42,9 @@ class Progress(Callback):  # type: ignore[misc]
             return
         self._spoke = time.monotonic()
         name, phase = self.trial_of(trial.config).name, PHASES[int(result["phase"])]
-        print(
-            f"          {name}: {phase} epoch {result['epoch']:g} of {result['epochs']:g}, loss {result['loss']:.3f}"
-        )
+        print(f"          {name}: {phase} epoch {result['epoch']:g} of {result['epochs']:g}, loss {result['loss']:.3f}")
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Says what came out, keeps the leaderboard up to date, marks what was stopped early."""
         ours, last = self.trial_of(trial.config), trial.last_result or {}
         if ERROR in last:
@@ -58,9 +54,7 @@ class Progress(Callback):  # type: ignore[misc]
             self._gauges.finished(ours, result)
             write_leaderboard(self._folder)
             seconds = result.search_seconds + result.retrain_seconds
-            self._say(
-                ours, f"{result.test_accuracy:.2%} with {result.macs / 1e6:.3g} M MACs in {seconds:.0f} s"
-            )
+            self._say(ours, f"{result.test_accuracy:.2%} with {result.macs / 1e6:.3g} M MACs in {seconds:.0f} s")
         else:
             stopped = {EPOCH: last.get(EPOCH), ACCURACY: last.get(ACCURACY)}
             write_atomically(ours.folder / STOPPED_FILE, json.dumps(stopped).encode())

@@ -23,9 +23,7 @@ JOURNAL_FILE = "optuna.journal"
 class StudySearch(OptunaSearch):  # type: ignore[misc]
     """Optuna's suggestions for one study; a trial that reports an error counts as failed and is tried again."""
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         failed = error or (result is not None and ERROR in result)
         super().on_trial_complete(trial_id, None if failed else result, failed)
 
@@ -67,9 +65,7 @@ def search(study: Study, config: Optuna, folder: Path) -> tuple[StudySearch, int
 def _storage(folder: Path) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL_FILE
-    path.with_name(f"{path.name}.lock").unlink(
-        missing_ok=True
-    )  # left by a driver that was killed while it wrote
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a driver that was killed while it wrote
     return JournalStorage(JournalFileBackend(str(path)))
 
 

@@ -48,8 +48,7 @@ def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) 
     """
     need = resources.per_worker
     rooms = [
-        min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need.items())
-        for node in nodes
+        min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need.items()) for node in nodes
     ]
     trials = sum(rooms) // resources.least_workers
     if trials:
@@ -132,9 +131,7 @@ def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.Use
     storage = trial.folder / TRAIN_FOLDER
     storage.mkdir(parents=True, exist_ok=True)
     with (storage / LOCK_FILE).open("w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # a study may suggest the same values twice; the second waits for the first
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a study may suggest the same values twice; the second waits for the first
         if (trial.folder / RESULT_FILE).exists():
             outcome: Result | str = read_result(trial.folder / RESULT_FILE)
         else:

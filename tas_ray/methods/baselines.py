@@ -18,9 +18,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
 
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """See `Method.propose`."""
         return space.dense
 
@@ -34,9 +32,7 @@ class Uniform(Method):
 
     name: ClassVar[str] = "uniform"
 
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """See `Method.propose`."""
         low, high = 0.0, 1.0
         if budget.admits(space.macs(scaled(space, high))):
@@ -84,9 +80,7 @@ class Random(Method):
         """See `Method.window`."""
         return self.tolerance
 
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """See `Method.propose`."""
         return space.sample(budget, seed=seed)
 
@@ -100,9 +94,7 @@ class Given(Method):
     architecture: Architecture
     """Its widths need not be candidates of the search."""
 
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """See `Method.propose`; ValueError if the architecture is not of this space or over the budget."""
         space.validate(self.architecture)
         macs = space.macs(self.architecture)

@@ -21,9 +21,7 @@ Scores = Sequence[Float[np.ndarray, "_"]]
 
 def argmax(space: SearchSpace, scores: Scores) -> Architecture:
     """The most likely option of every choice, the first of equals; whatever it costs (as TAS published)."""
-    return Architecture(
-        {c.name: c.options[int(np.argmax(s))] for c, s in zip(space.choices, scores, strict=True)}
-    )
+    return Architecture({c.name: c.options[int(np.argmax(s))] for c, s in zip(space.choices, scores, strict=True)})
 
 
 def most_likely(space: SearchSpace, scores: Scores, budget: Budget) -> Architecture:

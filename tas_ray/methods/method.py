@@ -43,9 +43,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """The method's answer: an architecture that `budget` admits.
 
         Raises:

@@ -74,9 +74,7 @@ class Supernet(nn.Module):
 class FixedSupernet(nn.Module):
     """A supernet set to one architecture: its shared weights, that architecture's BatchNorms."""
 
-    def __init__(
-        self, supernet: Supernet, choices: Sequence[Width | Depth], architecture: Architecture
-    ) -> None:
+    def __init__(self, supernet: Supernet, choices: Sequence[Width | Depth], architecture: Architecture) -> None:
         super().__init__()
         self.supernet = supernet
         picked = {c.name: c.options.index(architecture[c.name]) for c in choices}
@@ -224,9 +222,7 @@ class SampledLinear(nn.Linear):
         return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
 
 
-def interpolate(
-    x: Float[Tensor, "batch c_in height width"], c_out: int
-) -> Float[Tensor, "batch c_out height width"]:
+def interpolate(x: Float[Tensor, "batch c_in height width"], c_out: int) -> Float[Tensor, "batch c_out height width"]:
     """Channel-wise interpolation to `c_out` channels, at least as many (TAS, section 3.2, CWI).
 
     Equal to adaptive average pooling along channels: output `o` is the mean of the inputs

@@ -113,9 +113,7 @@ class Tas(Method):
         """See `Method.task`: the supernet and its logits."""
         return TasTask(self, space, budget, seed=seed)
 
-    def propose(
-        self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int
-    ) -> Architecture:
+    def propose(self, space: SearchSpace, budget: Budget, task: SearchTask | None, *, seed: int) -> Architecture:
         """See `Method.propose`."""
         assert isinstance(task, TasTask)
         if self.decode == "budget":
@@ -149,9 +147,7 @@ class TasTask(SearchTask):
         logits = [p for p in (self.width_logits, self.depth_logits) if p.numel()]
         if not logits:
             raise ValueError(f"nothing of {space.name} is searched: every width and depth is frozen")
-        adam = torch.optim.Adam(
-            logits, lr=config.learning_rate, betas=(0.5, 0.999), weight_decay=config.weight_decay
-        )
+        adam = torch.optim.Adam(logits, lr=config.learning_rate, betas=(0.5, 0.999), weight_decay=config.weight_decay)
         self._groups = (
             weights_of(self.supernet, config.search, "train"),
             Group(name="architecture", split="search", parameters=logits, optimizer=adam),
@@ -223,8 +219,7 @@ class TasTask(SearchTask):
         widths = iter(F.log_softmax(self.width_options.mask(self.width_logits.detach()), 1).cpu().numpy())
         depths = iter(F.log_softmax(self.depth_options.mask(self.depth_logits.detach()), 1).cpu().numpy())
         rows: Iterator[tuple[Choice, np.ndarray]] = (
-            (choice, next(widths) if isinstance(choice, Width) else next(depths))
-            for choice in self.space.choices
+            (choice, next(widths) if isinstance(choice, Width) else next(depths)) for choice in self.space.choices
         )
         return [row[: len(choice.options)] for choice, row in rows]
 
@@ -265,7 +260,9 @@ def draw_subset(
     """
     probabilities = F.softmax(noisy.detach(), 1).cpu()
     if probabilities.isnan().any():
-        raise ValueError("the logits are no numbers any more: the search diverged; lower the learning rate or use float32")
+        raise ValueError(
+            "the logits are no numbers any more: the search diverged; lower the learning rate or use float32"
+        )
     absent = torch.isinf(noisy.detach()).cpu()
     likelihood = (probabilities + UNDRAWN).masked_fill(absent, torch.finfo(probabilities.dtype).tiny)
     drawn = torch.multinomial(likelihood, count, generator=random).sort(dim=1).values

@@ -1,4 +1,4 @@
-"""Several nodes on one machine, for the tests that take nodes away: a script, for Ray starts nodes in main threads only.
+"""Several nodes on one machine, for tests that take nodes away: a script, for Ray starts nodes in main threads only.
 
 Runs the sweep that was pickled into the file it is given on two nodes of one CPU each. Each time a checkpoint of one of
 the phases it is told lies there, the node of a worker is killed, and with "replace" another one comes in its place.
@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
@@ -21,9 +22,10 @@ from tests.cluster.kills import phase, wait_for
 
 
 def main(pickled: Path, trial: Path, moments: list[str], replace: bool) -> None:
-    folder = os.environ["RAY_TMPDIR"]
-    node = {"num_cpus": 1, "temp_dir": folder}
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True}
+    folder = Path(os.environ["RAY_TMPDIR"]) / "ray"
+    folder.mkdir()
+    node = {"num_cpus": 1, "temp_dir": str(folder)}
+    head = {"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(**node) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
@@ -39,6 +41,8 @@ def main(pickled: Path, trial: Path, moments: list[str], replace: bool) -> None:
         nodes.remove(busy)
         cluster.remove_node(busy, allow_graceful=False)
     driver.join()
+    ray.shutdown()
+    cluster.shutdown()
 
 
 if __name__ == "__main__":

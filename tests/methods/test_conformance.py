@@ -52,7 +52,13 @@ METHODS: dict[str, Method] = {
     "tas, published count": Tas(search=BRIEF, counted="published"),
     "tas, arg-max": Tas(search=BRIEF, decode="argmax"),
 }
-SHARES = {"depths only": 0.75}
+SHARES = {"depths only": 0.75}  # its four networks have 48, 74, 74 and 100 % of the MACs
+PAIRS = [
+    (method, space)
+    for method in METHODS
+    for space in SPACES
+    if (method, space) != ("uniform", "depths only")  # has no width to scale, see test_baselines
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +67,10 @@ def digits() -> Dataset:
 
 
 def a_search(
-    method: Method, space: SearchSpace, digits: Dataset, seed: int
+    method: Method, space: SearchSpace, digits: Dataset, seed: int, share: float = 0.55
 ) -> tuple[Budget, SearchTask | None, Architecture | ValueError]:
     """The budget, what was trained, and what was proposed, or the refusal."""
-    share = 1.0 if isinstance(method, Dense) else SHARES.get(space.name, 0.55)
-    budget = space.budget(share, window=method.window)
+    budget = space.budget(1.0 if isinstance(method, Dense) else share, window=method.window)
     task = method.task(space, budget, seed=seed)
     assert (task is None) == (method.training is None)
     if task is not None and method.training is not None:
@@ -90,14 +95,13 @@ def for_space(name: str, space: SearchSpace) -> Method:
     return Given(architecture=space.sample(space.budget(0.5), seed=9))
 
 
-@pytest.mark.parametrize("space_name", SPACES)
-@pytest.mark.parametrize("method_name", METHODS)
+@pytest.mark.parametrize(("method_name", "space_name"), PAIRS)
 def test_a_method_proposes_an_architecture_that_the_budget_admits(
     method_name: str, space_name: str, digits: Dataset
 ) -> None:
     space = SPACES[space_name]
     method = for_space(method_name, space)
-    budget, task, proposed = a_search(method, space, digits, seed=0)
+    budget, task, proposed = a_search(method, space, digits, seed=0, share=SHARES.get(space_name, 0.55))
     if method_name == "tas, arg-max":
         check_arg_max(space, budget, proposed)
         return
@@ -121,7 +125,7 @@ def check_arg_max(space: SearchSpace, budget: Budget, proposed: Architecture | V
 
 
 @pytest.mark.parametrize("space_name", ["tied", "published"])
-@pytest.mark.parametrize("method_name", ["uniform", "random", "tas, eager", "tas, all samples"])
+@pytest.mark.parametrize("method_name", ["uniform", "random", "tas", "tas, all samples"])
 def test_a_proposal_repeats_for_a_seed(method_name: str, space_name: str, digits: Dataset) -> None:
     space = SPACES[space_name]
     method = for_space(method_name, space)

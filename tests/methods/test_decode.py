@@ -50,13 +50,9 @@ QUARTERS = Candidates(ratios=(0.25, 0.5, 0.75, 1.0))
 SPACES = {
     "tied": Enumerated(a_space(published=False, candidates=QUARTERS)),
     "tied, few widths": Enumerated(
-        a_space(
-            published=False, candidates=Candidates(freeze=("stage1.block0.conv1", "stage2.block1.conv1"))
-        )
+        a_space(published=False, candidates=Candidates(freeze=("stage1.block0.conv1", "stage2.block1.conv1")))
     ),
-    "published, 3 options": Enumerated(
-        a_space(published=True, candidates=Candidates(ratios=(0.4, 0.7, 1.0)))
-    ),
+    "published, 3 options": Enumerated(a_space(published=True, candidates=Candidates(ratios=(0.4, 0.7, 1.0)))),
     "published, 2 options": Enumerated(a_space(published=True, candidates=Candidates(ratios=(0.5, 1.0)))),
 }
 

@@ -35,9 +35,7 @@ R18 = imagenet_resnet.resnet18(published=True)
 R50 = imagenet_resnet.resnet50(published=True)
 
 
-def probabilities(
-    choices: tuple[Choice, ...], row: Callable[[Choice], list[float]] | None = None
-) -> Tensor:
+def probabilities(choices: tuple[Choice, ...], row: Callable[[Choice], list[float]] | None = None) -> Tensor:
     """One row per choice, uniform by default, padded with zeros."""
     most = max((len(choice.options) for choice in choices), default=0)
     rows = [row(c) if row else [1 / len(c.options)] * len(c.options) for c in choices]
@@ -55,9 +53,7 @@ def expected(space: SearchSpace, architecture: Architecture | None = None) -> fl
 
 def at(space: SearchSpace, width: int, depth: int) -> Architecture:
     """Every width and every depth at the option of this index."""
-    return Architecture(
-        {c.name: c.options[depth if isinstance(c, Depth) else width] for c in space.choices}
-    )
+    return Architecture({c.name: c.options[depth if isinstance(c, Depth) else width] for c in space.choices})
 
 
 def a_task(space: SearchSpace | None = None, share: float = 0.5, seed: int = 0, **settings: object) -> TasTask:
@@ -82,9 +78,7 @@ def a_task(space: SearchSpace | None = None, share: float = 0.5, seed: int = 0, 
     ],
     ids=lambda value: value.name if isinstance(value, SearchSpace) else "",
 )
-def test_expected_macs_of_uniform_probabilities(
-    space: SearchSpace, millions: float, share: float | None
-) -> None:
+def test_expected_macs_of_uniform_probabilities(space: SearchSpace, millions: float, share: float | None) -> None:
     macs = expected(space)
     assert macs / 1e6 == pytest.approx(millions, rel=5e-6)
     if share:

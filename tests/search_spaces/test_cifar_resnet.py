@@ -116,9 +116,7 @@ def test_published_widths_are_in_the_order_of_the_convolutions(depth: int) -> No
     space = space_of(depth, published=True)
     convs = 3 if depth == 164 else 2
     blocks = (depth - 2) // (3 * convs)
-    names = [
-        f"stage{s}.block{b}.conv{c}" for s in (1, 2, 3) for b in range(blocks) for c in range(1, convs + 1)
-    ]
+    names = [f"stage{s}.block{b}.conv{c}" for s in (1, 2, 3) for b in range(blocks) for c in range(1, convs + 1)]
     assert [width.name for width in space.widths] == ["stem", *names]
     assert [choice.name for choice in space.depths] == ["stage1.depth", "stage2.depth", "stage3.depth"]
 

@@ -54,9 +54,7 @@ def test_depths_are_shares_of_each_stage(depth: int, options: list[tuple[int, ..
 
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize(("depth", "macs"), [(18, 103_285_897), (50, 174_736_137)])
-def test_the_smallest_network_costs_what_the_reference_measured(
-    depth: int, macs: int, published: bool
-) -> None:
+def test_the_smallest_network_costs_what_the_reference_measured(depth: int, macs: int, published: bool) -> None:
     space = SPACES[depth](published=published)
     assert space.macs(space.smallest) == published_macs(space, space.smallest) == macs
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tas_ray.distill import DistilledTask, Distillation
+from tas_ray.distill import Distillation, DistilledTask
 from tas_ray.train import Training
 
 STUDENT = torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 2.0]])

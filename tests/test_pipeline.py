@@ -441,7 +441,7 @@ def test_a_teacher_of_other_data_is_refused(field: str, value: int, message: str
 def test_weights_of_another_network_are_no_start(tmp_path: Path, dense: Trial) -> None:
     space = SpaceConfig(name="search_spaces.cifar_resnet:resnet20")
     trial = a_trial(tmp_path, space=space, teacher=dense.folder, initialization="dense")
-    with pytest.raises(ValueError, match="is of search_spaces.tiny:tiny, so its weights do not fit"):
+    with pytest.raises(ValueError, match=r"is of search_spaces\.tiny:tiny, so its weights do not fit"):
         run_here(trial)
 
 

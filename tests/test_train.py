@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def train(
 
 @pytest.mark.parametrize(
     ("epoch", "fraction", "rate"),
-    [(0, 0.0, 0.0), (0, 0.5, 0.01), (2, 0.0, 0.04), (4, 0.5, 0.09), (5, 0.0, 0.1), (155, 0.0, 0.05)]
-    + [(155, 0.9, 0.05), (299, 0.0, 9.866e-5), (300, 0.0, 0.0), (304, 0.5, 0.0)],
+    [
+        *((0, 0.0, 0.0), (0, 0.5, 0.01), (2, 0.0, 0.04), (4, 0.5, 0.09), (5, 0.0, 0.1)),
+        *((155, 0.0, 0.05), (155, 0.9, 0.05), (299, 0.0, 9.866e-5), (300, 0.0, 0.0), (304, 0.5, 0.0)),
+    ],
 )
 def test_the_published_schedule_is_the_references(epoch: int, fraction: float, rate: float) -> None:
     # Of "300 epochs" with 5 of warm-up the reference runs 305, the last five at 0.
@@ -86,7 +89,7 @@ def test_the_cosine_falls_within_epochs_and_ends_at_nothing() -> None:
     training = Training(epochs=12, warmup_epochs=2)
     rates = [training.learning_rate_at(epoch, part / 4) for epoch in range(12) for part in range(4)]
     assert rates[:9] == pytest.approx([0.1 * step / 8 for step in range(9)])
-    assert all(first > second for first, second in zip(rates[8:], rates[9:], strict=False))
+    assert all(first > second for first, second in pairwise(rates[8:]))
     assert 0 < rates[-1] < 1e-3
     assert training.learning_rate_at(11, 1.0) == pytest.approx(0)
 
@@ -210,12 +213,12 @@ def test_an_epoch_is_every_image_once_and_a_drawn_batch_for_each() -> None:
     sizes = [20, 20, 20, 10] * 2
     assert task.calls == [(name, s, size) for s, size in enumerate(sizes) for name in ("first", "second")]
     asked = {split: [indices for s, _, indices, _, _ in data.asked if s == split] for split in ("train", "search")}
-    epochs = [sum(asked["train"][:4], []), sum(asked["train"][4:], [])]
+    epochs = [list(chain(*batches)) for batches in (asked["train"][:4], asked["train"][4:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(70))
     assert epochs[0] != epochs[1] != list(range(70))
     assert [len(indices) for indices in asked["search"]] == sizes
     assert all(0 <= index < 50 for indices in asked["search"] for index in indices)
-    assert len(set(sum(asked["search"], []))) > 40
+    assert len(set(chain(*asked["search"]))) > 40
     assert len({tuple(sorted(indices)) for indices in asked["search"]}) == 8
     assert [step for split, step, *_ in data.asked if split == "train"] == list(range(8))
     assert all(augment for *_, augment, _ in data.asked)
@@ -386,7 +389,7 @@ def test_a_state_of_another_training_is_refused(digits: Dataset) -> None:
     train(classification(), digits, once, at_end=lambda epoch, metrics, state: states.append(state()))
     wider = Classification(tiny().build(tiny().dense), once, "training")
     for task, state in ((wider, states[0]), (search(), states[0]), (classification(), {"epochs_done": 1})):
-        with pytest.raises(ValueError, match="(?s)the checkpoint is of another training .* move it aside"):
+        with pytest.raises(ValueError, match=r"(?s)the checkpoint is of another training .* move it aside"):
             train(task, digits, once, state=state)
 
 

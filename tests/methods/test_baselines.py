@@ -63,7 +63,7 @@ def test_uniform_scaling_that_cannot_reach_a_budget_says_so() -> None:
 def test_uniform_scaling_needs_a_width_to_scale() -> None:
     define, candidates = tiny().define, Candidates(freeze=("*.out", "*.conv?"))
     space = SearchSpace(name="depths", define=define, image_size=8, classes=10, candidates=candidates)
-    with pytest.raises(ValueError, match="the narrowest depths of full depth has .* uniform scaling cannot reach"):
+    with pytest.raises(ValueError, match=r"the narrowest depths of full depth has .* uniform scaling cannot reach"):
         Uniform().propose(space, space.budget(0.9), None, seed=0)
 
 

@@ -15,7 +15,7 @@ from tas_ray.choices import Architecture, Candidates
 from tas_ray.methods.decode import argmax, most_likely
 from tas_ray.space import Budget, SearchSpace
 
-TABLES = 20
+TABLES = 12
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,10 @@ def test_below_a_bound_the_decoded_architecture_is_the_most_likely(name: str, de
     assert missed.max() < 0.01 * max(1, deviation / 0.01)
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_in_a_window_the_decoded_architecture_is_nearly_the_most_likely(name: str) -> None:
-    missed = losses(SPACES[name], window=0.05, deviation=0.01)  # as after a short search
-    assert (missed < 1e-9).mean() >= 0.65
-    assert missed.max() < 0.03
+def test_in_a_window_the_decoded_architecture_is_mostly_the_most_likely() -> None:
+    missed = [losses(each, window=0.05, deviation=0.01) for each in SPACES.values()]  # as after a short search
+    assert (np.concatenate(missed) < 1e-9).mean() >= 0.75
+    assert max(loss.max() for loss in missed) < 0.03
 
 
 @pytest.mark.parametrize("name", SPACES)

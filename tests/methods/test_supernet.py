@@ -14,9 +14,9 @@ from search_spaces import cifar_resnet, imagenet_resnet
 from search_spaces.tiny import tiny
 from tas_ray.choices import Architecture, Candidates, Width
 from tas_ray.methods.supernet import (
+    Draw,
     DrawnDepth,
     DrawnWidth,
-    Draw,
     FixedSupernet,
     SampledConvBN,
     SampledLayers,
@@ -45,8 +45,10 @@ SOURCES: dict[tuple[int, int], list[tuple[int, ...]]] = {
     (4, 6): [(0,), (0, 1), (1,), (2,), (2, 3), (3,)],
     (4, 5): [(0,), (0, 1), (1, 2), (2, 3), (3,)],
     (9, 12): [(0,), (0, 1), (1, 2), (2,), (3,), (3, 4), (4, 5), (5,), (6,), (6, 7), (7, 8), (8,)],
-    (6, 16): [(0,), (0,), (0, 1), (1,), (1,), (1, 2), (2,), (2,)]
-    + [(3,), (3,), (3, 4), (4,), (4,), (4, 5), (5,), (5,)],
+    (6, 16): [
+        *((0,), (0,), (0, 1), (1,), (1,), (1, 2), (2,), (2,)),
+        *((3,), (3,), (3, 4), (4,), (4,), (4, 5), (5,), (5,)),
+    ],
     (4, 16): [(c,) for c in range(4) for _ in range(4)],
     (3, 3): [(0,), (1,), (2,)],
 }

@@ -87,8 +87,12 @@ def test_expected_macs_of_uniform_probabilities(space: SearchSpace, millions: fl
 
 @pytest.mark.parametrize(
     ("space", "millions"),
-    [(R20, 1.001854), (R32, 1.001854), (R56, 1.001854), (R110, 1.001854), (R164, 1.734968)]
-    + [(R18, 103.285897), (R50, 174.736137)],
+    [
+        *((space, 1.001854) for space in (R20, R32, R56, R110)),
+        (R164, 1.734968),
+        (R18, 103.285897),
+        (R50, 174.736137),
+    ],
     ids=lambda value: value.name if isinstance(value, SearchSpace) else "",
 )
 def test_expected_macs_of_certain_extremes(space: SearchSpace, millions: float) -> None:
@@ -106,6 +110,26 @@ def test_expected_macs_of_one_certain_network_between_them(space: SearchSpace, m
     assert expected(space, architecture) / 1e6 == pytest.approx(millions, rel=5e-6)
     published = space.cost.published_macs(space.cost.population([architecture]))[0]
     assert published == pytest.approx(millions * 1e6, rel=5e-6)
+
+
+@pytest.mark.parametrize("space", [R20, R32, R110], ids=lambda space: space.name)
+def test_expected_macs_of_any_probabilities_are_those_of_the_references_formula(space: SearchSpace) -> None:
+    random = np.random.default_rng(0)
+    rows = {c.name: random.dirichlet(np.ones(len(c.options))).tolist() for c in space.choices}
+    mean = {c.name: float(np.dot(c.options, rows[c.name])) for c in space.widths}
+    c_in, macs = mean["stem"], 9 * 32 * 32 * 3 * mean["stem"]
+    for number, depth in enumerate(space.depths, start=1):
+        positions = (64 // 2**number) ** 2
+        for block in range(depth.full):
+            kept = sum(p for p, option in zip(rows[depth.name], depth.options, strict=True) if option > block)
+            c_mid, c_out = (mean[f"stage{number}.block{block}.conv{i}"] for i in (1, 2))
+            shortcut = c_in * c_out if block == 0 and number > 1 else 0
+            macs += kept * positions * (9 * c_in * c_mid + 9 * c_mid * c_out + shortcut)
+            c_in = c_out
+    macs += 10 * c_in
+    widths = probabilities(space.widths, lambda choice: rows[choice.name])
+    depths = probabilities(space.depths, lambda choice: rows[choice.name])
+    assert ExpectedMacs(space)(widths, depths).item() == pytest.approx(macs, rel=1e-6)
 
 
 @pytest.mark.parametrize("space", [tiny(), cifar_resnet.resnet32(), imagenet_resnet.resnet18()])

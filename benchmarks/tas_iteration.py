@@ -4,13 +4,14 @@
 
 Times are medians of repeated steps, taken in turn so that other load on the machine meets all alike: CPU seconds of
 the process on a CPU (at one thread the work done, whatever else runs), wall time on a GPU. Memory is what autograd
-keeps for the backward pass, and on a GPU the allocator's peak.
+keeps for the backward pass, and the peak: of the allocator on a GPU, of a process of its own on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
@@ -21,7 +22,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tas_ray.methods.method import SearchTask
 from tas_ray.methods.tas import Tas
 from tas_ray.provenance import commit, versions
 from tas_ray.space import load
@@ -72,6 +72,31 @@ def main() -> None:
 def measure(network: str, options: argparse.Namespace) -> dict[str, float | str | int]:
     """Ratios of one network."""
     device = torch.device(options.device)
+    steps = steps_of(network, options)
+    seconds = {name: statistics.median(times) for name, times in timed(steps, options.steps, device).items()}
+    kept = {name: median_kept(step) for name, step in steps.items()}
+    if device.type == "cuda":
+        peaks = {name: peak_allocated(step, device) for name, step in steps.items()}
+    else:
+        peaks = {name: peak_resident(network, options, name) for name in steps}
+    row: dict[str, float | str | int] = {
+        "network": network + ("" if options.tied else "-published"),
+        "batch": options.batch,
+        "precision": str(Training(precision=options.precision).dtype(device)).removeprefix("torch."),
+        **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
+        "iteration_ratio": (seconds["weights"] + seconds["architecture"]) / seconds["plain"],
+        "kept_for_backward_ratio": max(kept["weights"], kept["architecture"]) / kept["plain"],
+        "peak_memory_ratio": max(peaks["weights"], peaks["architecture"]) / peaks["plain"],
+    }
+    print(
+        " ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
+    )
+    return row
+
+
+def steps_of(network: str, options: argparse.Namespace) -> dict[str, Callable[[int], None]]:
+    """A plain training step of the network, and the two steps of a TAS iteration; called with the step's number."""
+    device = torch.device(options.device)
     space = load(f"search_spaces.cifar_resnet:{network}", published=not options.tied)
     training = Training(batch_size=options.batch, precision=options.precision)
     images = torch.randn(options.batch, 3, 32, 32, device=device)
@@ -82,30 +107,12 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, float | str 
         return Bench(task, images, labels, Workers(device=device), training.dtype(device))
 
     plain = bench(Classification(space.build(space.dense), training, "training"))
-    supernet: SearchTask = Tas(search=training).task(space, space.budget(0.5), seed=0)
-    search = bench(supernet)
-    steps: dict[str, Callable[[int], None]] = {
+    search = bench(Tas(search=training).task(space, space.budget(0.5), seed=0))
+    return {
         "plain": lambda number: plain.step(0, number),
         "weights": lambda number: search.step(0, number),
         "architecture": lambda number: search.step(1, number),
     }
-    seconds = {name: statistics.median(times) for name, times in timed(steps, options.steps, device).items()}
-    kept = {name: median_kept(step) for name, step in steps.items()}
-    row: dict[str, float | str | int] = {
-        "network": space.name,
-        "batch": options.batch,
-        "precision": str(training.dtype(device)).removeprefix("torch."),
-        **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
-        "iteration_ratio": (seconds["weights"] + seconds["architecture"]) / seconds["plain"],
-        "kept_for_backward_ratio": max(kept["weights"], kept["architecture"]) / kept["plain"],
-    }
-    if device.type == "cuda":
-        peaks = {name: peak(step, device) for name, step in steps.items()}
-        row["peak_memory_ratio"] = max(peaks["weights"], peaks["architecture"]) / peaks["plain"]
-    print(
-        " ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
-    )
-    return row
 
 
 def timed(steps: dict[str, Callable[[int], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
@@ -145,12 +152,33 @@ def _kept(step: Callable[[int], None], number: int) -> int:
     return sum(storages.values())
 
 
-def peak(step: Callable[[int], None], device: torch.device) -> int:
-    """The most bytes allocated during a step, parameters and optimizer included."""
+def peak_allocated(step: Callable[[int], None], device: torch.device) -> int:
+    """The most bytes allocated on the GPU during a step, parameters and optimizer included."""
     torch.cuda.reset_peak_memory_stats(device)
     for number in range(5):
         step(number)
     return torch.cuda.max_memory_allocated(device)
+
+
+def peak_resident(network: str, options: argparse.Namespace, name: str) -> int:
+    """By how many KiB a new process grows while it runs steps of one kind."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_growth, (network, options, name))
+
+
+def _growth(network: str, options: argparse.Namespace, name: str) -> int:
+    torch.set_num_threads(options.threads)
+    step = steps_of(network, options)[name]
+    before = _resident_peak()
+    for number in range(5):
+        step(number)
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    """The most KiB of memory this process has held so far (Linux)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
 
 
 if __name__ == "__main__":

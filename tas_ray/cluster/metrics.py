@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
@@ -11,6 +13,8 @@ from tas_ray.results import Result
 
 FINISHED = "finished"
 """The phase behind those of `tas_ray.pipeline`."""
+
+SECONDS_BETWEEN_SETS = 5.0
 
 _DESCRIPTIONS = {
     "epoch": "epochs done in this phase",
@@ -25,13 +29,18 @@ _TAGS = ("run", "trial", "method", "budget", "seed", "phase")
 
 
 class Gauges:
-    """`tas_loss`, `tas_macs` and so on, shown for as long as the process lives that made this object."""
+    """`tas_loss`, `tas_macs` and so on: the latest of every trial, shown for as long as this process lives.
+
+    Ray forgets a gauge that was not set for some seconds, so a thread sets them again and again.
+    """
 
     def __init__(self) -> None:
         self._gauges = {
             name: Gauge(f"tas_{name}", description=description, tag_keys=_TAGS)
             for name, description in _DESCRIPTIONS.items()
         }
+        self._shown: dict[str, tuple[dict[str, str], dict[str, float]]] = {}
+        threading.Thread(target=self._keep, daemon=True).start()
 
     def epoch(self, trial: Trial, metrics: Mapping[str, float]) -> None:
         """Shows an epoch's metrics, as `tas_ray.pipeline.run` reports them; those without a gauge are left out."""
@@ -53,6 +62,15 @@ class Gauges:
             "seed": str(trial.seed),
             "phase": phase,
         }
-        for name, gauge in self._gauges.items():
-            if name in values:
-                gauge.set(values[name], tags=tags)
+        self._shown[trial.name] = (tags, {name: values[name] for name in self._gauges if name in values})
+        self._set()
+
+    def _set(self) -> None:
+        for tags, values in list(self._shown.values()):
+            for name, value in values.items():
+                self._gauges[name].set(value, tags=tags)
+
+    def _keep(self) -> None:
+        while True:  # a daemon: ends with the process
+            time.sleep(SECONDS_BETWEEN_SETS)
+            self._set()

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,18 @@ def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
         trials=tuple(study.base for study in studies if not study.parameters),
         studies=tuple(study for study in studies if study.parameters),
     )
+    _check_names([*plan.teachers, *plan.trials, *(study.base for study in plan.studies)])
     examples = [study.trial(values) for study in plan.studies for values in _ends(study)]
     for trial in (*plan.teachers, *plan.trials, *examples):
         pipeline.plan(trial, classes=dataset.classes, image_size=dataset.image_size)
     return plan
+
+
+def _check_names(trials: Sequence[Trial]) -> None:
+    names = Counter(trial.name for trial in trials)
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"{count} trials would be called {name}: leave out budgets that are less than a MAC apart")
 
 
 def _teachers(sweep: Sweep, *, needed: bool) -> tuple[Trial, ...]:
@@ -101,14 +110,14 @@ def _teachers(sweep: Sweep, *, needed: bool) -> tuple[Trial, ...]:
 
 
 def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teacher: Path | None) -> Trial:
-    amount = "" if budget is None else f"-{budget:g}" if budget <= 1 else f"-{int(budget)}"
+    amount = "" if budget is None else f"-{budget}" if budget <= 1 else f"-{int(budget)}"
     name = f"{method.name}{amount}-seed{seed}"
     return Trial(
         run=sweep.run,
         name=name,
         folder=sweep.folder / TRIALS_FOLDER / name,
         space=sweep.space,
-        data=sweep.data,
+        data=replace(sweep.data, path=sweep.data.path and sweep.data.path.absolute()),
         method=method,
         budget=budget,
         seed=seed,

@@ -18,6 +18,7 @@ from tas_ray.pipeline import PHASES, Trial
 from tas_ray.results import RESULT_FILE, read_result, write_atomically, write_leaderboard
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_OF_SILENCE = 600.0
 
 
 class Progress(Callback):  # type: ignore[misc]
@@ -65,7 +66,18 @@ class Progress(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Remembers a trial whose own actor failed."""
-        self._failed(self.trial_of(trial.config), f"its actor ended: {trial.error_file or 'no details'}")
+        why = (str(trial.get_error()).strip().splitlines() or ["no details"])[-1]
+        self._failed(self.trial_of(trial.config), f"its actor ended: {why}")
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Says that nothing is heard, if so."""
+        if time.monotonic() - self._spoke >= SECONDS_OF_SILENCE:
+            self._spoke = time.monotonic()
+            print(
+                f"          nothing was heard for {duration(SECONDS_OF_SILENCE)}: epochs are long, or trials wait for "
+                "resources that others hold or that were lost (see the dashboard)",
+                flush=True,
+            )
 
     def _failed(self, trial: Trial, why: str) -> None:
         self.failures[trial.name] = why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from tas_ray import data
 from tas_ray.cluster.config import Sweep
 from tas_ray.cluster.cost import Cost, cost_of, typical
 from tas_ray.cluster.folder import claimed, keep_config
-from tas_ray.cluster.plan import Study, SweepPlan, done, plan_sweep
+from tas_ray.cluster.plan import STOPPED_FILE, TRIALS_FOLDER, Study, SweepPlan, done, plan_sweep
 from tas_ray.cluster.progress import Progress
 from tas_ray.cluster.studies import StudySearch, search
-from tas_ray.cluster.train import alive_nodes, check_resources
+from tas_ray.cluster.train import TRAIN_FOLDER, alive_nodes, check_resources
 from tas_ray.cluster.tuner import Runner, connect
 from tas_ray.pipeline import Trial
 from tas_ray.plot import draw
@@ -113,6 +114,8 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
     runner.fixed(work.trials)
     for study, searcher, missing in work.studies:
         runner.study(study, searcher, missing)
+    for stopped in config.folder.glob(f"{TRIALS_FOLDER}/*/{STOPPED_FILE}"):
+        shutil.rmtree(stopped.parent / TRAIN_FOLDER, ignore_errors=True)
     return progress.failures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -50,8 +51,14 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The checkpoints that count of the trial with this folder, oldest first: the newest may still be under way."""
-    return sorted(folder.glob("train/*/checkpoint_*/state.pt"))[:-1]
+    """The checkpoints of the trial with this folder that Ray Train counts, oldest first."""
+    for snapshot in folder.glob("train/*/checkpoint_manager_snapshot.json"):
+        try:
+            names = [one["checkpoint_dir_name"] for one in json.loads(snapshot.read_text())["checkpoint_results"]]
+        except ValueError:  # being written
+            return []
+        return [snapshot.parent / name / "state.pt" for name in names]
+    return []
 
 
 def phase(folder: Path) -> str:

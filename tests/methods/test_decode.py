@@ -15,7 +15,7 @@ from tas_ray.choices import Architecture, Candidates
 from tas_ray.methods.decode import argmax, most_likely
 from tas_ray.space import Budget, SearchSpace
 
-TABLES = 12
+TABLES = 8
 
 
 @dataclass(frozen=True)

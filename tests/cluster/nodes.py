@@ -18,14 +18,14 @@ from ray.util.state import list_actors
 
 from tas_ray.cluster.config import Sweep
 from tas_ray.cluster.sweep import sweep
-from tests.cluster.kills import phase, wait_for
+from tests.cluster.kills import free_port, phase, wait_for
 
 
 def main(pickled: Path, trial: Path, moments: list[str], replace: bool) -> None:
     folder = Path(os.environ["RAY_TMPDIR"]) / "ray"
     folder.mkdir()
     node = {"num_cpus": 1, "temp_dir": str(folder)}
-    head = {"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": True}
+    head = {"num_cpus": 0, "temp_dir": str(folder), "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(**node) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address

@@ -23,7 +23,9 @@ def pickled(config: Sweep, folder: Path) -> str:
     return str(path)
 
 
-def test_a_driver_killed_in_search_and_retraining_ends_with_the_leaderboard_of_a_quiet_run(tmp_path: Path) -> None:
+def test_a_driver_killed_in_search_and_interrupted_in_retraining_ends_with_the_leaderboard_of_a_quiet_run(
+    tmp_path: Path,
+) -> None:
     config = settings(
         tmp_path,
         methods=(Uniform(), tas(20)),
@@ -32,12 +34,18 @@ def test_a_driver_killed_in_search_and_retraining_ends_with_the_leaderboard_of_a
         resources=Resources(concurrent_trials=1),
     )
     uniform, searched = plan_sweep(config, load(config.data, torch.device("cpu"))).trials
-    for moment in ("search", "retrain"):
-        with started(DRIVER, [pickled(config, tmp_path)], tmp_path / f"{moment}.log"):
-            wait_for(f"a checkpoint of {moment}", lambda moment=moment: phase(searched.folder) == moment)
-        if moment == "search":
-            pretend_an_hour_of_search(searched.folder)
-            finished = (uniform.folder / "result.json").stat().st_mtime_ns
+    with started(DRIVER, [pickled(config, tmp_path)], tmp_path / "first.log"):
+        wait_for("a checkpoint of the search", lambda: phase(searched.folder) == "search")  # and SIGKILL
+    pretend_an_hour_of_search(searched.folder)
+    finished = (uniform.folder / "result.json").stat().st_mtime_ns
+
+    log = tmp_path / "second.log"
+    with started(DRIVER, [pickled(config, tmp_path)], log) as second:
+        wait_for("a checkpoint of retraining", lambda: phase(searched.folder) == "retrain")
+        second.send_signal(signal.SIGINT)
+        assert second.wait(timeout=60) != 0
+    assert log.read_text().rstrip().endswith("KeyboardInterrupt")
+
     log = tmp_path / "last.log"
     with started(DRIVER, [pickled(config, tmp_path)], log) as last:
         assert last.wait(timeout=240) == 0, log.read_text()
@@ -59,17 +67,6 @@ def pretend_an_hour_of_search(folder: Path) -> None:
         except ValueError:  # cut short by the kill, so never counted
             continue
         write_state(state | {"seconds": {"search": HOUR}}, file)
-
-
-def test_an_interrupted_driver_ends_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    config = settings(tmp_path, retrain=training(300), checkpoint_seconds=0.0)
-    (trial,) = plan_sweep(config, load(config.data, torch.device("cpu"))).trials
-    log = tmp_path / "driver.log"
-    with started(DRIVER, [pickled(config, tmp_path)], log) as process:
-        wait_for("a checkpoint", lambda: phase(trial.folder) == "retrain")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0
-    assert log.read_text().rstrip().endswith("KeyboardInterrupt")
 
 
 def test_nodes_killed_in_search_and_retraining_end_with_the_leaderboard_of_a_quiet_run(tmp_path: Path) -> None:

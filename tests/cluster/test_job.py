@@ -1,6 +1,5 @@
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from tests.cluster.conftest import ROOT
-from tests.cluster.kills import PATIENCE, left_of, wait_for
+from tests.cluster.kills import PATIENCE, free_port, left_of, wait_for
 
 BIN = Path(sys.executable).parent
 JOB = '''
@@ -86,13 +85,6 @@ def running_cluster() -> Iterator[str]:
                 process.kill()
             wait_for("the cluster to end", lambda: not left_of(folder))
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(address: str) -> bool:

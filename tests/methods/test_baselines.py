@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from search_spaces import cifar_resnet, imagenet_resnet
+from search_spaces import cifar_resnet
 from search_spaces.tiny import tiny
 from tas_ray.choices import Architecture, Candidates, Depth
 from tas_ray.methods.baselines import Dense, Given, Random, Uniform, scaled
 from tas_ray.space import Budget, SearchSpace
 
-SPACES = [tiny(), tiny(published=True), cifar_resnet.resnet20(), imagenet_resnet.resnet18(published=True)]
+SPACES = [tiny(), tiny(published=True), cifar_resnet.resnet20(published=True)]
 each_space = pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 
 
@@ -45,7 +45,7 @@ def test_the_uniform_network_is_the_largest_of_its_kind_within_the_budget(space:
     budget = space.budget(share)
     architecture = Uniform().propose(space, budget, None, seed=0)
     assert budget.admits(space.macs(architecture))
-    every = space.cost.macs(space.cost.population([scaled(space, step / 2000) for step in range(2001)]))
+    every = space.cost.macs(space.cost.population([scaled(space, step / 500) for step in range(501)]))
     assert space.macs(architecture) >= every[every <= budget.most].max()
     assert all(architecture[c.name] == c.full for c in space.depths)
     assert (architecture == space.dense) == (share == 1.0)

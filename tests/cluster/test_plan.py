@@ -141,3 +141,18 @@ def test_a_typical_trial_lies_inside_its_study(tmp_path: Path, digits: Dataset) 
     config = settings(tmp_path, methods=(Random(),), budgets=(), optuna=optuna, holdout=True)
     (study,) = plan_sweep(config, digits).studies
     assert typical(study).budget == pytest.approx(0.5)
+
+
+def test_paths_of_data_hold_wherever_workers_run(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(dataset="parquet", path=Path("data"), image_size=8)
+    (trial,) = plan_sweep(settings(Path("runs"), data=data), digits).trials
+    assert trial.data.path == tmp_path / "data"
+    assert trial.folder == tmp_path / "runs" / "test" / "trials" / "uniform-0.5-seed0"
+
+
+def test_budgets_of_the_same_macs_are_refused(tmp_path: Path, digits: Dataset) -> None:
+    with pytest.raises(ValueError, match="less than a MAC apart"):
+        plan_sweep(settings(tmp_path, budgets=(500_000.2, 500_000.4)), digits)

@@ -62,7 +62,7 @@ def test_finished_trials_stay_visible_on_the_metrics_endpoint(compared: tuple[Sw
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     table = compared[1].set_index("trial")
     lines: list[str] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(lines) < len(table) and time.monotonic() < deadline:
         shown = urllib.request.urlopen(address, timeout=10).read().decode()
         lines = [line for line in shown.splitlines() if line.startswith("ray_tas_test_accuracy")]

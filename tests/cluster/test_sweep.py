@@ -61,18 +61,23 @@ def test_finished_trials_stay_visible_on_the_metrics_endpoint(compared: tuple[Sw
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     table = compared[1].set_index("trial")
-    lines: list[str] = []
+    shown: dict[str, tuple[dict[str, str], float]] = {}
     deadline = time.monotonic() + 240
-    while len(lines) < len(table) and time.monotonic() < deadline:
-        shown = urllib.request.urlopen(address, timeout=10).read().decode()
-        lines = [line for line in shown.splitlines() if line.startswith("ray_tas_test_accuracy")]
+    while len(shown) < len(table) and time.monotonic() < deadline:
+        shown = {tags["trial"]: (tags, value) for tags, value in accuracies(address) if tags["trial"] in table.index}
         time.sleep(0.5)
-    assert len(lines) == len(table)
-    for line in lines:
-        tags = dict(re.findall(r'(\w+)="([^"]*)"', line))
-        assert float(line.split()[-1]) == pytest.approx(table.loc[tags["trial"], "test_accuracy"])
+    assert set(shown) == set(table.index)
+    for trial, (tags, value) in shown.items():
+        assert value == pytest.approx(table.loc[trial, "test_accuracy"])
         assert (tags["run"], tags["phase"], tags["seed"]) == ("test", "finished", "0")
         assert tags["budget"] == ("dense" if tags["method"] == "dense" else "0.5")
+
+
+def accuracies(address: str) -> list[tuple[dict[str, str], float]]:
+    """Tags and value of every gauge of a test accuracy, those of earlier sweeps of this process among them."""
+    text = urllib.request.urlopen(address, timeout=10).read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("ray_tas_test_accuracy")]
+    return [(dict(re.findall(r'(\w+)="([^"]*)"', line)), float(line.split()[-1])) for line in lines]
 
 
 def test_a_failed_trial_is_told_and_stops_no_other(tmp_path: Path) -> None:

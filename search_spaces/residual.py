@@ -44,14 +44,16 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         (c,) = c_mid
-        self.conv1 = layers.conv_bn(c_in, c, 3, stride=stride)
-        self.conv2 = layers.conv_bn(c, c_out, 3, zero_scale=shortcuts.zero_scale)
+        context = (c, c_in, c_out)
+        self.conv1 = layers.conv_bn(c_in, c, 3, stride=stride, context=context)
+        self.conv2 = layers.conv_bn(c, c_out, 3, zero_scale=shortcuts.zero_scale, context=context)
         self.shortcut = layers.shortcut(
             c_in,
             c_out,
             stride=stride,
             downsample_norm=shortcuts.downsample_norm,
             projection_norm=shortcuts.projection_norm,
+            context=context,
         )
         self.c_out = c_out
 
@@ -75,15 +77,17 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         c_reduced, c_spatial = c_mid
-        self.conv1 = layers.conv_bn(c_in, c_reduced, 1)
-        self.conv2 = layers.conv_bn(c_reduced, c_spatial, 3, stride=stride)
-        self.conv3 = layers.conv_bn(c_spatial, c_out, 1, zero_scale=shortcuts.zero_scale)
+        context = (c_reduced, c_spatial, c_in, c_out)
+        self.conv1 = layers.conv_bn(c_in, c_reduced, 1, context=context)
+        self.conv2 = layers.conv_bn(c_reduced, c_spatial, 3, stride=stride, context=context)
+        self.conv3 = layers.conv_bn(c_spatial, c_out, 1, zero_scale=shortcuts.zero_scale, context=context)
         self.shortcut = layers.shortcut(
             c_in,
             c_out,
             stride=stride,
             downsample_norm=shortcuts.downsample_norm,
             projection_norm=shortcuts.projection_norm,
+            context=context,
         )
         self.c_out = c_out
 

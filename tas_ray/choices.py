@@ -10,6 +10,9 @@ from fnmatch import fnmatchcase
 TAS_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths over the full width (TAS, section 4.1)."""
 
+METAPRUNING_RATIOS = tuple((10 + 3 * i) / 100 for i in range(31))
+"""Candidate widths over the full width (MetaPruning, ICCV 2019): 0.10, 0.13 ... 1.00."""
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -48,13 +48,18 @@ class Row:
     c_in: Size
     c_out: Size
     kernel: int = 1
+    stride: int = 1
     norm: bool = False
     bias: bool = False
+    depthwise: bool = False
+    """Every channel is filtered by itself: `c_in` and `c_out` are one width, which costs once."""
     kept: Kept | None = None
     projection: bool = False
     """There only where the chosen `c_in` and `c_out` differ (see `Layers.identity`)."""
     positions: int = 0
     """Output height x width, found by running the unpruned network."""
+    input_positions: int = 0
+    """Input height x width, found the same way."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,37 @@ class CostTable:
 
     def params(self, population: Population) -> Values:
         """Parameters of each built network, BatchNorm scales and shifts and biases included."""
-        total = self._sum(population, lambda row: row.kernel**2)
+        vectors = self._outputs(population, lambda row: 2 * row.norm + row.bias)
+        return self._sum(population, lambda row: row.kernel**2) + vectors
+
+    def normalized(self, population: Population) -> Values:
+        """Elements that pass each built network's BatchNorms for one image, which some papers add to the MACs."""
+        return self._outputs(population, lambda row: row.positions * row.norm)
+
+    def signature(self, population: Population) -> Int[np.ndarray, "architectures sizes"]:
+        """What tells built networks apart: `c_in` and `c_out` of every layer, 0 where it is not there.
+
+        Equal rows are one network, even of two architectures: the widths inside a block that was removed count nothing.
+        """
+        sizes = []
         for row in self.rows:
-            vectors = 2 * row.norm + row.bias
-            if vectors:
-                total += vectors * self._size(row.c_out, population) * self._there(row, population)
-        return total
+            there = self._there(row, population)
+            sizes += [there * self._size(row.c_in, population), there * self._size(row.c_out, population)]
+        return np.stack(sizes, axis=1)
 
     def _sum(self, population: np.ndarray, weight: Callable[[Row], int], rewired: bool = True) -> np.ndarray:
         total = np.zeros(len(population), dtype=np.int64)
         for row in self.rows:
-            c_in = self._size(row.c_in, population, rewired)
+            c_in = 1 if row.depthwise else self._size(row.c_in, population, rewired)
             there = self._there(row, population)
             total += weight(row) * c_in * self._size(row.c_out, population) * there
+        return total
+
+    def _outputs(self, population: np.ndarray, weight: Callable[[Row], int]) -> np.ndarray:
+        total = np.zeros(len(population), dtype=np.int64)
+        for row in self.rows:
+            if weight(row):
+                total += weight(row) * self._size(row.c_out, population) * self._there(row, population)
         return total
 
     def _size(self, size: Size, population: np.ndarray, rewired: bool = True) -> np.ndarray:
@@ -194,10 +217,17 @@ class RecordingLayers(Layers):
         stride: int = 1,
         norm: bool = True,
         zero_scale: bool = False,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """See `Layers.conv_bn`."""
         conv = nn.Conv2d(full(c_in), full(c_out), kernel, stride, padding=kernel // 2, bias=False)
-        return _Recorded(conv, self._row(c_in=c_in, c_out=c_out, kernel=kernel, norm=norm))
+        return _Recorded(conv, self._row(c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, norm=norm))
+
+    def depthwise_bn(self, c: Size, kernel: int, *, stride: int = 1, context: tuple[Size, ...] = ()) -> nn.Module:
+        """See `Layers.depthwise_bn`."""
+        conv = nn.Conv2d(full(c), full(c), kernel, stride, padding=kernel // 2, groups=full(c), bias=False)
+        row = self._row(c_in=c, c_out=c, kernel=kernel, stride=stride, norm=True, depthwise=True)
+        return _Recorded(conv, row)
 
     def identity(self, c_in: Size, c_out: Size, *, norm: bool) -> nn.Module:
         """See `Layers.identity`."""
@@ -206,7 +236,14 @@ class RecordingLayers(Layers):
         return _Recorded(nn.Identity(), self._row(c_in=c_in, c_out=c_out, norm=norm, projection=True))
 
     def shortcut(
-        self, c_in: Size, c_out: Size, *, stride: int, downsample_norm: bool, projection_norm: bool
+        self,
+        c_in: Size,
+        c_out: Size,
+        *,
+        stride: int,
+        downsample_norm: bool,
+        projection_norm: bool,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """See `Layers.shortcut`; at stride 1 a built network projects only where the chosen widths differ."""
         first = len(self.rows)
@@ -250,16 +287,20 @@ class RecordingLayers(Layers):
         c_in: Size,
         c_out: Size,
         kernel: int = 1,
+        stride: int = 1,
         norm: bool = False,
         bias: bool = False,
+        depthwise: bool = False,
         projection: bool = False,
     ) -> Row:
         row = Row(
             c_in=c_in,
             c_out=c_out,
             kernel=kernel,
+            stride=stride,
             norm=norm,
             bias=bias,
+            depthwise=depthwise,
             projection=projection,
             kept=self._kept,
         )
@@ -276,6 +317,7 @@ class _Recorded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
         self.row.positions = y[0, 0].numel()
+        self.row.input_positions = x[0, 0].numel()
         return y
 
 

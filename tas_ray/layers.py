@@ -55,12 +55,26 @@ class Layers(ABC):
         stride: int = 1,
         norm: bool = True,
         zero_scale: bool = False,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """A convolution without bias, padded to keep the size at stride 1, and its BatchNorm.
 
         Args:
             norm: without it the deployed network has no BatchNorm here.
             zero_scale: the deployed BatchNorm starts with scale 0 (a residual branch that starts as nothing).
+            context: the widths whose ratios tell a generator of weights about this layer, in order; empty:
+                its own, input before output. Factories that generate nothing ignore it.
+        """
+
+    @abstractmethod
+    def depthwise_bn(self, c: Size, kernel: int, *, stride: int = 1, context: tuple[Size, ...] = ()) -> nn.Module:
+        """A convolution without bias that filters each of `c` channels by itself, and its BatchNorm.
+
+        Its width is that of the layer before it: what has one `c` is handed on with the same. Padded to keep the
+        size at stride 1.
+
+        Args:
+            context: see `conv_bn`; empty: its own width.
         """
 
     @abstractmethod
@@ -80,18 +94,28 @@ class Layers(ABC):
         """A fully connected layer with bias on features `(batch, c_in)`."""
 
     def shortcut(
-        self, c_in: Size, c_out: Size, *, stride: int, downsample_norm: bool, projection_norm: bool
+        self,
+        c_in: Size,
+        c_out: Size,
+        *,
+        stride: int,
+        downsample_norm: bool,
+        projection_norm: bool,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """What a residual block adds to its branch (TAS, section 4.1 and the reference's derived networks).
 
         Stride 2 averages 2x2 positions and projects by a 1x1 convolution; at stride 1 the input is projected
         if even the unpruned network's widths differ there, and passed on otherwise (see `identity`).
+
+        Args:
+            context: of the convolution, see `conv_bn`.
         """
         if stride > 1:
             pool = nn.AvgPool2d(stride, stride)
-            return nn.Sequential(pool, self.conv_bn(c_in, c_out, 1, norm=downsample_norm))
+            return nn.Sequential(pool, self.conv_bn(c_in, c_out, 1, norm=downsample_norm, context=context))
         if full(c_in) != full(c_out):
-            return self.conv_bn(c_in, c_out, 1, norm=projection_norm)
+            return self.conv_bn(c_in, c_out, 1, norm=projection_norm, context=context)
         return self.identity(c_in, c_out, norm=projection_norm)
 
 
@@ -154,6 +178,7 @@ class PlainLayers(Layers):
         stride: int = 1,
         norm: bool = True,
         zero_scale: bool = False,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """See `Layers.conv_bn`: `nn.Conv2d` and `nn.BatchNorm2d`."""
         conv = nn.Conv2d(full(c_in), full(c_out), kernel, stride, padding=kernel // 2, bias=False)
@@ -164,6 +189,16 @@ class PlainLayers(Layers):
             bn = nn.BatchNorm2d(full(c_out))
             nn.init.constant_(bn.weight, 0.0 if zero_scale else 1.0)
             layer.add_module("bn", bn)
+        return layer
+
+    def depthwise_bn(self, c: Size, kernel: int, *, stride: int = 1, context: tuple[Size, ...] = ()) -> nn.Module:
+        """See `Layers.depthwise_bn`: `nn.Conv2d` in as many groups as channels, and `nn.BatchNorm2d`."""
+        channels = full(c)
+        conv = nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")  # a channel's fan-out is its fan-in
+        layer = nn.Sequential()
+        layer.add_module("conv", conv)
+        layer.add_module("bn", nn.BatchNorm2d(channels))
         return layer
 
     def identity(self, c_in: Size, c_out: Size, *, norm: bool) -> nn.Module:

@@ -131,6 +131,52 @@ def _wide(layers: Layers) -> nn.Module:
     return nn.Sequential(layers.conv_bn(3, a, 3), layers.conv_bn(a, b, 3))
 
 
+class Separable(nn.Module):
+    """A stem, a depthwise convolution at half the size, one behind a stage of two 1x1 convolutions, a classifier."""
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__()
+        c = layers.width("stem", 4)
+        self.stem = layers.conv_bn(3, c, 3)
+        self.halve = layers.depthwise_bn(c, 3, stride=2)
+        widths = [layers.width(f"block{i}.out", 4) for i in range(2)]
+        builders = [lambda layers, c_in, c=c: Block(layers, c_in, c) for c in widths]
+        stage = layers.stage(layers.depth("depth", (1, 2)), c, builders)
+        self.stage: nn.Module = stage  # type: ignore[assignment]
+        self.spread = layers.depthwise_bn(stage.c_out, 5)
+        self.head = layers.linear(stage.c_out, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(global_average(self.spread(self.stage(self.halve(self.stem(x))))))
+        return logits
+
+
+def test_depthwise_convolutions_cost_one_filter_per_channel() -> None:
+    candidates = Candidates(options={"depth": (1, 2), "*": (2, 3, 4)})
+    table = trace(Separable, candidates, 8, 3)
+    picks = itertools.product(*(choice.options for choice in table.choices))
+    names = [choice.name for choice in table.choices]
+    architectures = [Architecture(dict(zip(names, values, strict=True))) for values in picks]
+    networks = [Separable(PlainLayers(candidates, architecture)) for architecture in architectures]
+    population = table.population(architectures)
+    assert table.macs(population).tolist() == [counted_macs(network, 8, 3) for network in networks]
+    assert table.params(population).tolist() == [sum(p.numel() for p in network.parameters()) for network in networks]
+    alone = CostTable(table.choices, (table.rows[1],))
+    assert alone.macs(population).tolist() == [16 * 9 * architecture["stem"] for architecture in architectures]
+
+
+def test_normalized_elements_are_those_batchnorm_sees(table: CostTable, architectures: list[Architecture]) -> None:
+    seen: list[int] = []
+    for architecture in architectures:
+        network, elements = built(architecture).eval(), []
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(lambda _, args, __, elements=elements: elements.append(args[0].numel()))
+        network(torch.zeros(1, 4, 8, 8))
+        seen.append(sum(elements))
+    assert table.normalized(table.population(architectures)).tolist() == seen
+
+
 def test_frozen_choices_cost_what_the_unpruned_network_does() -> None:
     table = trace(Network, Candidates(options={"*.out": (2, 3)}, freeze=("stem", "depth")), 8, 4)
     assert [choice.name for choice in table.choices] == ["block0.out", "block1.out", "block2.out"]
@@ -203,3 +249,21 @@ def test_counting_leaves_a_network_as_it_was(training: bool) -> None:
     counted_macs(network, 4, 3)
     assert network.training == training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_equal_signatures_are_equal_networks(table: CostTable, architectures: list[Architecture]) -> None:
+    layers: dict[bytes, set[str]] = {}
+    for architecture, signature in zip(architectures, table.signature(table.population(architectures)), strict=True):
+        layers.setdefault(signature.tobytes(), set()).add(str(built(architecture)))
+    assert all(len(networks) == 1 for networks in layers.values())
+    assert len(layers) == len(set().union(*layers.values())) == 2**4 + 2**3 + 2**2
+
+
+def test_widths_of_removed_blocks_are_no_part_of_a_signature(table: CostTable) -> None:
+    kept = {"stem": 3, "block0.out": 2, "block1.out": 2, "block2.out": 2, "depth": 2}
+    values = [kept, {**kept, "block2.out": 3}, {**kept, "block1.out": 3}, {**kept, "depth": 3}]
+    first, twin, wider, deeper = table.signature(table.population([Architecture(v) for v in values])).tolist()
+    assert first == twin
+    assert first != wider != deeper != first
+    assert len(first) == 2 * len(table.rows)
+    assert table.signature(table.population([])).shape == (0, 2 * len(table.rows))

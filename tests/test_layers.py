@@ -58,6 +58,34 @@ def test_a_convolution_has_no_bias_and_a_norm_where_asked() -> None:
     assert isinstance(only, nn.Conv2d)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_depthwise_convolution_filters_every_channel_by_itself(kernel: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8, 8)
+    assert plain().depthwise_bn(5, kernel)(x).shape == (2, 5, 8, 8)
+    layer = plain().depthwise_bn(5, kernel, stride=2).eval()
+    weight, padding = layer.conv.weight, kernel // 2
+    alone = [F.conv2d(x[:, i : i + 1], weight[i : i + 1], stride=2, padding=padding) for i in range(5)]
+    torch.testing.assert_close(layer(x), torch.cat(alone, 1), rtol=1e-4, atol=1e-4)  # a fresh BatchNorm adds epsilon
+
+
+def test_a_depthwise_convolution_has_no_bias_and_starts_by_its_own_fan_out() -> None:
+    torch.manual_seed(0)
+    conv, bn = plain(c=500).depthwise_bn(500, 3)
+    assert conv.bias is None
+    assert conv.weight.shape == (500, 1, 3, 3)
+    assert conv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    assert torch.equal(bn.weight, torch.ones(500))
+
+
+def test_what_a_generator_is_told_changes_no_plain_layer() -> None:
+    for told in ((), (3, 5), (9, 3, 5)):
+        torch.manual_seed(0)
+        conv = plain().conv_bn(3, 5, 3, context=told)
+        torch.manual_seed(0)
+        assert torch.equal(conv.conv.weight, plain().conv_bn(3, 5, 3).conv.weight)
+
+
 def test_a_branch_can_start_as_nothing() -> None:
     layer = plain().conv_bn(3, 5, 3, zero_scale=True)
     assert torch.equal(layer(torch.randn(2, 3, 4, 4)), torch.zeros(2, 5, 4, 4))

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tas_ray.choices import Architecture, Candidates, Depth, Size, Width, full
+from tas_ray.choices import Architecture, Candidates, Depth, Size, StageOutput, Width, full
 from tas_ray.layers import Block, BlockBuilder, Layers, all_blocks, stage_output
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
+CACHED_MATRICES = 512
+"""Bounds their memory: one may have millions of numbers. TAS's 8 widths, drawn in threes, need 336 in ResNet-50."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,24 @@ class SampledLayers(Layers):
         stride: int = 1,
         norm: bool = True,
         zero_scale: bool = False,
+        context: tuple[Size, ...] = (),
     ) -> nn.Module:
         """See `Layers.conv_bn`; normalizes everywhere, also where the deployed network does not (TAS reference)."""
         assert isinstance(c_out, int | Width)
         return SampledConvBN(self.draw, full(c_in), c_out, kernel, stride)
+
+    def depthwise_bn(self, c: Size, kernel: int, *, stride: int = 1, context: tuple[Size, ...] = ()) -> nn.Module:
+        """See `Layers.depthwise_bn`.
+
+        Raises:
+            ValueError: the width hangs on a stage's depth, so that there is no one choice to mix.
+        """
+        if isinstance(c, StageOutput):
+            raise ValueError(
+                f"TAS mixes the widths of one choice; a depthwise convolution right behind the stage of {c.depth.name} "
+                "has another choice for every depth: tie the widths of its blocks, or put a 1x1 convolution before it"
+            )
+        return SampledDepthwiseBN(self.draw, c, kernel, stride)
 
     def identity(self, c_in: Size, c_out: Size, *, norm: bool) -> nn.Module:
         """See `Layers.identity`: widths that differ are added as they are (`layers.add`), nothing is projected."""
@@ -159,23 +175,60 @@ class SampledConvBN(nn.Module):
         widths = tuple(self.options[i] for i in drawn.indices)
         weight = self.weight[: widths[-1], : x.shape[1]]
         z = F.conv2d(x, weight, stride=self.stride, padding=self.padding)
-        offsets = tuple(self.offsets[i] for i in drawn.indices)
         if drawn.weights is None or len(widths) == 1:
-            part = slice(offsets[0], offsets[0] + widths[0])
-            return F.batch_norm(
-                z,
-                self.running_mean[part],
-                self.running_var[part],
-                self.scale[part],
-                self.shift[part],
-                self.training,
-                MOMENTUM,
-                EPSILON,
-            )
+            return self._normalized(z, drawn.indices[0])
         assert self.training, "several widths are mixed with batch statistics only"
+        offsets = tuple(self.offsets[i] for i in drawn.indices)
         running = (self.running_mean, self.running_var)
         mixed: Tensor = _WidthMix.apply(z, self.scale, self.shift, drawn.weights, running, widths, offsets)
         return mixed
+
+    def _normalized(self, z: Tensor, index: int) -> Tensor:
+        part = slice(self.offsets[index], self.offsets[index] + self.options[index])
+        return F.batch_norm(
+            z,
+            self.running_mean[part],
+            self.running_var[part],
+            self.scale[part],
+            self.shift[part],
+            self.training,
+            MOMENTUM,
+            EPSILON,
+        )
+
+
+class SampledDepthwiseBN(SampledConvBN):
+    """A depthwise convolution with a BatchNorm per candidate width, of which each pass uses those drawn.
+
+    It shares its choice with the layer before it, so what arrives is already a mixture, stretched to the widest
+    drawn width: the channel `i` of a narrower width does not lie at `i` any more, and a prefix of the output is
+    not what that width's own filters give. Hence each drawn width gets what arrives interpolated back to its
+    channels, filters it by its leading filters and its BatchNorm, and is stretched and mixed again as behind any
+    layer: `sum_k weights_k * interpolate(batch_norm_k(filter_k(interpolate(x, width_k))), widest)`.
+    """
+
+    def __init__(self, draw: Draw, c: Width | int, kernel: int, stride: int) -> None:
+        super().__init__(draw, 1, c, kernel, stride)
+        nn.init.kaiming_normal_(self.weight, mode="fan_in", nonlinearity="relu")  # as `PlainLayers.depthwise_bn`
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = self.draw.widths[self.choice] if self.choice else DrawnWidth((0,))
+        widest = self.options[drawn.indices[-1]]
+        if x.shape[1] != widest:
+            raise ValueError(
+                f"{x.shape[1]} channels reach a depthwise convolution whose width {self.choice or 'is fixed and'} "
+                f"has {widest}: give it the width of the layer before it"
+            )
+        outputs = [interpolate(self._filtered(interpolate(x, self.options[i]), i), widest) for i in drawn.indices]
+        if drawn.weights is None or len(outputs) == 1:
+            return outputs[0]
+        assert self.training, "several widths are mixed with batch statistics only"
+        return mix(outputs, drawn.weights)
+
+    def _filtered(self, x: Tensor, index: int) -> Tensor:
+        width = self.options[index]
+        z = F.conv2d(x, self.weight[:width], stride=self.stride, padding=self.padding, groups=width)
+        return self._normalized(z, index)
 
 
 class SampledStage(nn.Module):
@@ -202,12 +255,7 @@ class SampledStage(nn.Module):
         if drawn.weights is None:
             return x
         widest = max(output.shape[1] for output in outputs)
-        stretched = [interpolate(output, widest) for output in outputs]
-        weights = drawn.weights.to(x.dtype).unbind()
-        mixed = stretched[0] * weights[0]
-        for output, weight in zip(stretched[1:], weights[1:], strict=True):
-            mixed = mixed + output * weight
-        return mixed
+        return mix([interpolate(output, widest) for output in outputs], drawn.weights)
 
 
 class SampledLinear(nn.Linear):
@@ -222,32 +270,51 @@ class SampledLinear(nn.Linear):
         return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
 
 
+def mix(
+    outputs: Sequence[Float[Tensor, "batch channels height width"]], weights: Float[Tensor, " outputs"]
+) -> Float[Tensor, "batch channels height width"]:
+    """The weighted sum of `outputs`, in their precision."""
+    first, *others = weights.to(outputs[0].dtype).unbind()
+    mixed = outputs[0] * first
+    for output, weight in zip(outputs[1:], others, strict=True):
+        mixed = mixed + output * weight
+    return mixed
+
+
 def interpolate(x: Float[Tensor, "batch c_in height width"], c_out: int) -> Float[Tensor, "batch c_out height width"]:
-    """Channel-wise interpolation to `c_out` channels, at least as many (TAS, section 3.2, CWI).
+    """Channel-wise interpolation to `c_out` channels (TAS, section 3.2, CWI).
 
     Equal to adaptive average pooling along channels: output `o` is the mean of the inputs
-    `floor(o c_in / c_out) ... ceil((o + 1) c_in / c_out) - 1`, which are one or two.
+    `floor(o c_in / c_out) ... ceil((o + 1) c_in / c_out) - 1`, which are one or two where channels become more.
     """
     c_in = x.shape[1]
     if c_in == c_out:
         return x
-    stretch = _stretches((c_in, c_out), x.device, x.dtype)[0, :, :c_in]
-    return F.linear(x.permute(0, 2, 3, 1), stretch).permute(0, 3, 1, 2)
+    matrix = _interpolation(c_in, c_out, x.device, x.dtype)
+    return F.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=CACHED_MATRICES)
+def _interpolation(c_in: int, c_out: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "c_out c_in"]:
+    first, last = (torch.tensor(ends).unsqueeze(1) for ends in _sources(c_in, c_out))
+    channels = torch.arange(c_in)
+    averaged = ((channels >= first) & (channels <= last)).double()
+    return (averaged / averaged.sum(1, keepdim=True)).to(device, dtype)
 
 
 def _sources(c_in: int, c_out: int) -> tuple[list[int], list[int]]:
-    assert c_in <= c_out, f"channels are stretched, never squeezed: {c_in} to {c_out}"
     first = [o * c_in // c_out for o in range(c_out)]
     last = [-(-(o + 1) * c_in // c_out) - 1 for o in range(c_out)]
     return first, last
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=CACHED_MATRICES)
 def _stretches(
     widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "widths c_out c_out"]:
     """The matrices that interpolate each width to the widest, padded with zero columns."""
     c_out = widths[-1]
+    assert c_out == max(widths), f"drawn widths ascend: {widths}"
     matrices = torch.zeros(len(widths), c_out, c_out)
     rows = range(c_out)
     for matrix, width in zip(matrices, widths, strict=True):

@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces import cifar_resnet, imagenet_resnet
+from search_spaces import cifar_resnet, imagenet_resnet, metapruning_resnet, mobilenet_v1, mobilenet_v2
 from search_spaces.tiny import tiny
-from tas_ray.choices import Architecture, Candidates, Width
+from tas_ray.choices import Architecture, Candidates, Depth, StageOutput, Width
 from tas_ray.methods.supernet import (
     Draw,
     DrawnDepth,
     DrawnWidth,
     FixedSupernet,
     SampledConvBN,
+    SampledDepthwiseBN,
     SampledLayers,
     SampledLinear,
     SampledStage,
@@ -68,6 +69,12 @@ def test_interpolation_is_adaptive_pooling_for_every_pair_of_candidates(full: in
     for c_in, c_out in combinations(width.options, 2):
         x = torch.randn(1, c_in, 1, 2)
         assert torch.equal(interpolate(x, c_out), cwi(x, c_out))
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(6, 4), (16, 6), (16, 4), (13, 9), (12, 1)])
+def test_fewer_channels_are_interpolated_as_adaptive_pooling_does(c_in: int, c_out: int) -> None:
+    x = torch.randn(2, c_in, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(interpolate(x, c_out), cwi(x, c_out), **EXACT)
 
 
 # One convolution whose widths are drawn
@@ -337,10 +344,122 @@ def units_of(module: nn.Module) -> list[SampledConvBN]:
     return [unit for unit in module.modules() if isinstance(unit, SampledConvBN)]
 
 
+# One depthwise convolution whose widths are drawn
+
+
+class NaiveDepthwiseBN(NaiveConvBN):
+    """Every drawn width's filters on what arrives, brought to its channels; mixed one after the other."""
+
+    def forward(self, x: Tensor, indices: Sequence[int], weights: Tensor) -> Tensor:
+        parts = []
+        for i in indices:
+            c = self.options[i]
+            filters = self.weight[:c]
+            z = F.conv2d(cwi(x, c), filters, stride=self.stride, padding=self.padding, groups=c)
+            parts.append(cwi(self.norms[i](z), x.shape[1]))
+        return sum((w * part for w, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
+
+
+def a_depthwise_unit(
+    options: tuple[int, ...], draw: Draw, *, kernel: int = 3, stride: int = 1, distinct: bool = True
+) -> SampledDepthwiseBN:
+    unit = SampledDepthwiseBN(draw, Width("width", options), kernel, stride).double()
+    if distinct:
+        unit.scale.data.uniform_(0.5, 2.0)
+        unit.shift.data.normal_()
+        unit.running_mean.normal_()
+        unit.running_var.uniform_(0.5, 2.0)
+    return unit
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("indices", DRAWN, ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 5), (5, 2, 4)])
+def test_a_depthwise_convolution_filters_mixes_and_normalizes_width_by_width(
+    layout: torch.memory_format, indices: tuple[int, ...], kernel: int, stride: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    draw = Draw()
+    unit = a_depthwise_unit(OPTIONS, draw, kernel=kernel, stride=stride)
+    naive = NaiveDepthwiseBN(unit)
+    logits = torch.randn(len(indices), dtype=torch.float64)
+    images = torch.randn(6, OPTIONS[indices[-1]], size, size, dtype=torch.float64)
+    grad = torch.randn(6, OPTIONS[indices[-1]], *(2 * [size // stride]), dtype=torch.float64)
+    results = []
+    for module in (unit, naive):
+        x = images.clone(memory_format=layout).requires_grad_()
+        leaf = logits.softmax(0).requires_grad_()
+        draw.widths = {"width": DrawnWidth(indices, leaf if len(indices) > 1 else None)}
+        y = unit(x) if module is unit else naive(x, indices, leaf)
+        y.backward(grad)
+        results.append((y, x.grad, leaf.grad if len(indices) > 1 else None))
+    torch.testing.assert_close(*results, **EXACT)
+    assert_same_gradients_and_statistics(unit, naive)
+
+
+def test_behind_a_narrow_width_a_depthwise_convolution_is_that_of_the_narrow_width() -> None:
+    torch.manual_seed(0)
+    draw = Draw()
+    unit = a_depthwise_unit((4, 6, 12), draw)
+    narrow = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    draw.widths = {"width": DrawnWidth((0,))}
+    alone = unit(narrow)
+    # All of the weight on 4 channels, while 12 are drawn as well: 4 channels arrive as 12, each of them three times.
+    draw.widths = {"width": DrawnWidth((0, 2), torch.tensor([1.0, 0.0], dtype=torch.float64))}
+    torch.testing.assert_close(unit(interpolate(narrow, 12)), interpolate(alone, 12), **EXACT)
+
+
+def test_a_depthwise_convolution_that_changes_nothing_keeps_the_widest_width_as_it_is() -> None:
+    torch.manual_seed(0)
+    draw = Draw(widths={"width": DrawnWidth((0, 1), torch.tensor([0.0, 1.0], dtype=torch.float64))})
+    unit = a_depthwise_unit((3, 5), draw, distinct=False)
+    unit.weight.data.zero_()
+    unit.weight.data[:, :, 1, 1] = 1.0
+    x = torch.randn(4, 5, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(unit(x), F.batch_norm(x, None, None, training=True), **EXACT)
+
+
+def test_a_depthwise_convolution_mixes_in_training_only() -> None:
+    draw = Draw({"width": DrawnWidth((0, 1), torch.tensor([0.5, 0.5], dtype=torch.float64))})
+    with pytest.raises(AssertionError, match="batch statistics only"):
+        a_depthwise_unit((3, 4), draw).eval()(torch.randn(1, 4, 2, 2, dtype=torch.float64))
+
+
+def test_a_depthwise_convolution_in_bfloat16_stays_near_the_exact_one() -> None:
+    torch.manual_seed(0)
+    draw = Draw()
+    unit = a_depthwise_unit(OPTIONS, draw).float()
+    naive = NaiveDepthwiseBN(unit).double()
+    x, weights = 30 + torch.randn(8, OPTIONS[5], 6, 6), torch.tensor([0.6, 0.4])
+    x = x.bfloat16()
+    draw.widths = {"width": DrawnWidth((1, 5), weights)}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = unit(x)
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - naive(x.double(), (1, 5), weights.double())).abs().mean() < 0.1
+
+
+def test_a_depthwise_convolution_takes_the_width_before_it_only() -> None:
+    draw = Draw(widths={"width": DrawnWidth((1,))})
+    unit = a_depthwise_unit((3, 4, 6), draw)
+    with pytest.raises(ValueError, match="6 channels reach a depthwise convolution whose width width has 4"):
+        unit(torch.randn(1, 6, 2, 2, dtype=torch.float64))
+
+
+def test_a_depthwise_convolution_behind_a_stage_of_different_widths_is_refused() -> None:
+    depth = Depth("stage1.depth", (1, 2))
+    c = StageOutput(depth, (Width("a", (2, 4)), Width("b", (2, 4))))
+    with pytest.raises(ValueError, match=r"right behind the stage of stage1.depth .* tie the widths"):
+        SampledLayers(Candidates(), Draw()).depthwise_bn(c, 3)
+
+
 # The supernet fixed to an architecture
 
 
 TIED = {
+    "mobilenet_v1": mobilenet_v1.mobilenet_v1(image_size=32, classes=7),
+    "mobilenet_v2": mobilenet_v2.mobilenet_v2(image_size=32, classes=7),
+    "metapruning_resnet50": metapruning_resnet.resnet50(image_size=32, classes=7),
     "tiny": tiny(),
     "resnet20": cifar_resnet.resnet20(image_size=8),
     "resnet32": cifar_resnet.resnet32(image_size=8),

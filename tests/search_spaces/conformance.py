@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from tas_ray.choices import Architecture
+from tas_ray.choices import Architecture, Size, full
 from tas_ray.cost import counted_macs
+from tas_ray.layers import PlainLayers
 from tas_ray.space import Budget, SearchSpace
 
 UNBOUNDED = Budget(most=2**62)
@@ -28,6 +29,32 @@ def uniform_widths(space: SearchSpace, share: float) -> Architecture:
     """TAS's fixed baseline: every width the same share, truncated; all blocks."""
     widths = {width.name: int(width.full * share) for width in space.widths}
     return Architecture({**space.dense, **widths})
+
+
+class _NotingLayers(PlainLayers):
+    """Plain layers that note the widths a generator of their weights is told."""
+
+    def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
+        super().__init__(space.candidates, architecture)
+        self.contexts: list[tuple[int, ...]] = []
+
+    def conv_bn(  # type: ignore[no-untyped-def]
+        self, c_in: Size, c_out: Size, kernel: int, *, context: tuple[Size, ...] = (), **further
+    ) -> nn.Module:
+        self.contexts.append(tuple(full(size) for size in context or (c_in, c_out)))
+        return super().conv_bn(c_in, c_out, kernel, **further)
+
+    def depthwise_bn(self, c: Size, kernel: int, *, stride: int = 1, context: tuple[Size, ...] = ()) -> nn.Module:
+        self.contexts.append(tuple(full(size) for size in context or (c,)))
+        return super().depthwise_bn(c, kernel, stride=stride)
+
+
+def contexts_of(space: SearchSpace, architecture: Architecture) -> list[tuple[int, ...]]:
+    """The widths that tell a generator of weights about each convolution, in the order they are built."""
+    layers = _NotingLayers(space, architecture)
+    with torch.device("meta"):
+        space.define(layers)
+    return layers.contexts
 
 
 def assert_costs_are_those_of_the_built_network(space: SearchSpace, architecture: Architecture) -> None:

@@ -10,6 +10,7 @@ from tests.search_spaces.conformance import (
     UNBOUNDED,
     assert_costs_are_those_of_the_built_network,
     assert_sound,
+    contexts_of,
     published_macs,
 )
 
@@ -72,6 +73,23 @@ def test_residual_branches_start_as_nothing(depth: int) -> None:
     scales = {name: p for name, p in network.named_parameters() if name.endswith(f"{conv}.bn.weight")}
     assert len(scales) == sum(choice.options[0] for choice in space.depths)
     assert all(scale.count_nonzero() == 0 for scale in scales.values())
+
+
+@pytest.mark.parametrize(
+    ("depth", "inner", "convolutions"), [(18, ["conv1"], 2), (50, ["conv1", "conv2"], 3)], ids=["basic", "bottleneck"]
+)
+def test_weights_are_generated_from_all_widths_of_a_block(depth: int, inner: list[str], convolutions: int) -> None:
+    space = SPACES[depth]()
+    c = Architecture({**space.sample(UNBOUNDED, seed=0), **{f"stage{i}.depth": 1 for i in range(1, 5)}})
+    c_in = c.get("stem", c["stage1.out"])
+    expected = [(3, c_in)]
+    for stage in range(1, 5):
+        c_out = c[f"stage{stage}.out"]
+        downsampled = stage > 1 or depth == 50
+        block = (*(c[f"stage{stage}.block0.{conv}"] for conv in inner), c_in, c_out)
+        expected += (convolutions + downsampled) * [block]
+        c_in = c_out
+    assert contexts_of(space, c) == expected
 
 
 def test_every_shortcut_that_projects_has_a_norm() -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,21 +30,26 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from tas_ray import pipeline
 from tas_ray.choices import Architecture, Depth, Width, full
 from tas_ray.cluster import config
-from tas_ray.cluster.folder import claimed
+from tas_ray.cluster.folder import claimed, kept_sweep
 from tas_ray.cost import CostTable, Row
 from tas_ray.data import DataConfig
 from tas_ray.distill import Distillation
+from tas_ray.evolution import Evolution
 from tas_ray.export import ARCHITECTURE_FILE, load_blueprint, save_blueprint
+from tas_ray.latency import LatencyTable, Measurement, measure
+from tas_ray.limits import TABLE_SUFFIX, Limit
 from tas_ray.methods.baselines import Dense, Given, Random, Uniform
+from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
 from tas_ray.methods.method import Method
 from tas_ray.methods.tas import Tas
 from tas_ray.pipeline import PHASES, Report, Trial
 from tas_ray.plot import draw
-from tas_ray.results import leaderboard, print_leaderboard, write_leaderboard
+from tas_ray.results import RESULT_FILE, leaderboard, print_leaderboard, write_leaderboard
 from tas_ray.space import SearchSpace, SpaceConfig
 from tas_ray.space import load as load_space
 from tas_ray.train import Training
@@ -54,7 +59,8 @@ CHECKPOINT_FILE = "checkpoint.pt"
 MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: the caller's mistake, trials that failed, Ctrl-C."""
 
-MethodName = Literal["tas", "uniform", "random", "dense"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+MethodName = Literal["tas", "metapruning", "random-search", "uniform", "random", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +80,16 @@ class SpaceFlags:
     freeze: tuple[str, ...] = ()
     """Names or patterns ("stage1.*") of widths and depths that stay as in the unpruned network."""
 
+    def load(self, *, classes: int | None, image_size: int | None) -> SearchSpace:
+        """The space these flags ask for; None leaves its own size."""
+        size = {"classes": classes, "image_size": image_size}
+        given = {name: value for name, value in size.items() if value is not None}
+        chosen = self.config()
+        space = load_space(chosen.name, **{**chosen.options, **given})
+        return space if chosen.candidates is None else replace(space, candidates=chosen.candidates)
+
     def config(self) -> SpaceConfig:
-        """The space these flags ask for."""
+        """What of them goes on record."""
         options = dict(_option(text) for text in self.options)
         candidates = None
         if self.multiple != 1 or self.freeze:
@@ -108,15 +122,12 @@ class LocalFlags:
     storage: Path = Path("runs")
     """Where runs lie."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """What to compute on; auto takes a GPU if there is one."""
 
     def workers(self) -> Workers:
         """This process alone; ValueError if there is no such device."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("this machine has no GPU that torch can use: leave `--device` out, or give cpu")
-        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        return Workers(device=torch.device("cuda" if cuda else "cpu"))
+        return Workers(device=_device(self.device))
 
     def trial(self, method: Method, budget: float | None, **settings: Any) -> Trial:
         """A trial whose name and folder follow from its settings: the same command goes on with it."""
@@ -125,6 +136,13 @@ class LocalFlags:
         name = f"{method.name}{amount}-seed{self.seed}-{digest}"
         folder = (self.storage / self.run / name).absolute()
         return Trial(run=self.run, name=name, folder=folder, method=method, budget=budget, seed=self.seed, **settings)
+
+
+def _device(name: DeviceName) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no GPU that torch can use: leave `--device` out, or give cpu")
+    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +162,7 @@ class Describe:
 
     def run(self, console: Console) -> None:
         """Prints it; ValueError for a budget that cannot be reached."""
-        size = {"classes": self.classes, "image_size": self.image_size}
-        given = {name: value for name, value in size.items() if value is not None}
-        chosen = self.space.config()
-        space = load_space(chosen.name, **{**chosen.options, **given})
-        if chosen.candidates is not None:
-            space = replace(space, candidates=chosen.candidates)
+        space = self.space.load(classes=self.classes, image_size=self.image_size)
         console.print(_layer_table(space))
         console.print(_choice_table(space))
         console.print(_cost_table(space))
@@ -160,6 +173,66 @@ class Describe:
         for amount in self.budgets:
             most = space.budget(amount).most
             console.print(f"budget {amount:g}: reachable, at most {most:,} MACs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Measure how long layers and networks of a space take on this machine, for limits on latency, as a CSV.
+
+    Nothing else should run meanwhile. The same command goes on after a stop.
+    """
+
+    space: Annotated[SpaceFlags, arg(name="")]
+
+    output: Path = Path("latency.csv")
+    """The table, a CSV file."""
+
+    classes: int | None = None
+    """Number of classes of the data that will be searched for. Left out: the space's own."""
+
+    image_size: int | None = None
+    """Height and width of an image in pixels. Left out: the space's own."""
+
+    measurement: Annotated[Measurement, arg(name="")] = field(default_factory=Measurement)
+
+    device: DeviceName = "auto"
+    """What to measure; auto takes a GPU if there is one."""
+
+    def run(self, console: Console) -> None:
+        """Measures what is not known yet, and says how far predictions are from whole networks."""
+        _refuse_temporary("output", self.output)
+        if self.output.suffix != TABLE_SUFFIX:
+            raise ValueError(f"a table of latencies is a {TABLE_SUFFIX} file, not {self.output}")
+        space = self.space.load(classes=self.classes, image_size=self.image_size)
+        with _bars(console) as bars:
+            task = bars.add_task("latency", total=None, note="times")
+            table = measure(
+                space,
+                self.measurement,
+                _device(self.device),
+                self.output,
+                on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            )
+        _show_latency(table, space, console)
+        console.print(
+            f"tas-ray search {self.space.space} --method metapruning --budget 0.5 "
+            f"--metapruning.limits {_shown(self.output)}=MILLISECONDS",
+            soft_wrap=True,
+        )
+
+
+def _show_latency(table: LatencyTable, space: SearchSpace, console: Console) -> None:
+    (constant, scale), errors, conditions = table.calibration, abs(table.errors), table.conditions
+    smallest, dense = table.cost(space)(space.cost.population([space.smallest, space.dense]))
+    console.print(
+        f"{conditions.batch_size} images of {conditions.dtype} on {conditions.device} "
+        f"({conditions.threads} CPU threads): {smallest:.4g} ms through the smallest network of {space.name}, "
+        f"{dense:.4g} ms through the dense one",
+        f"predicted: {constant:.3g} ms + {scale:.3g} x the sum over layers, of which {len(table.layers)} were measured; "
+        f"on {len(errors)} other networks off by {np.median(errors):.1%} (median), {errors.max():.1%} (most)",
+        sep="\n",
+        soft_wrap=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +250,12 @@ class Search:
     tas: Tas = field(default_factory=Tas)
     """Settings of TAS."""
 
+    metapruning: MetaPruning = field(default_factory=MetaPruning)
+    """Settings of MetaPruning, and of the random search that uses its PruningNet."""
+
+    supernet: Path | None = None
+    """A trained PruningNet (supernet.pt) to search with. Left out: it is trained first."""
+
     data: Annotated[DataConfig, arg(name="")] = field(default_factory=DataConfig)
 
     local: Annotated[LocalFlags, arg(name="")] = field(default_factory=lambda: LocalFlags(run="search"))
@@ -186,11 +265,12 @@ class Search:
         if self.budget is None and self.method != "dense":
             raise ValueError(f"{self.method} needs a budget, for example --budget 0.5 for half of the dense MACs")
         trial = self.local.trial(
-            method_named(self.method, self.tas),
+            method_named(self.method, self.tas, self.metapruning),
             self.budget,
             space=self.space.config(),
             data=self.data,
             retrain=Training(),
+            supernet=self.supernet and self.supernet.absolute(),
         )
         with claimed(trial.folder), _progress(console) as report:
             checkpoints = FileCheckpoints(trial.folder / CHECKPOINT_FILE)
@@ -199,6 +279,14 @@ class Search:
         console.print(str(found.blueprint.architecture), soft_wrap=True)
         score = "" if found.accuracy is None else f", {found.accuracy:.2%} on the search split with shared weights"
         console.print(f"{found.macs:,} MACs, {found.params:,} parameters{score}")
+        if isinstance(trial.method, MetaPruning):
+            blueprint = found.blueprint
+            space = blueprint.space.load(classes=blueprint.classes, image_size=blueprint.image_size)
+            for constraint in (limit.constraint(space) for limit in trial.method.limits):
+                cost = constraint.cost(space.cost.population([blueprint.architecture]))[0]
+                console.print(
+                    f"{cost:,.6g} {constraint.name}, limited to {constraint.least:,.6g} to {constraint.most:,.6g}"
+                )
         console.print(f"tas-ray retrain {_shown(trial.folder / ARCHITECTURE_FILE)}", soft_wrap=True)
 
 
@@ -271,7 +359,7 @@ class Sweep:
     budgets: tuple[float, ...]
     """MACs above 1 (60e6), shares of the dense network's MACs otherwise (0.25 0.5 0.75)."""
 
-    methods: tuple[MethodName, ...] = ("tas", "uniform", "random")
+    methods: tuple[MethodName, ...] = ("tas", "metapruning", "uniform", "random")
     """How architectures are found."""
 
     seeds: tuple[int, ...] = (0,)
@@ -282,6 +370,9 @@ class Sweep:
 
     tas: Tas = field(default_factory=Tas)
     """Settings of TAS."""
+
+    metapruning: MetaPruning = field(default_factory=MetaPruning)
+    """Settings of MetaPruning, and of the random search that uses its PruningNet."""
 
     retrain: Training = field(default_factory=Training)
     """Training of the dense network and of each architecture found."""
@@ -305,7 +396,7 @@ class Sweep:
                 storage=self.storage,
                 space=self.space.config(),
                 data=self.data,
-                methods=tuple(method_named(name, self.tas) for name in self.methods),
+                methods=tuple(method_named(name, self.tas, self.metapruning) for name in self.methods),
                 budgets=self.budgets,
                 seeds=self.seeds,
                 teacher=self.retrain,
@@ -315,6 +406,32 @@ class Sweep:
             ),
             console,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Retrain some candidates of a run's finished searches: do the scores rank networks as training does?
+
+    The number, Kendall's tau, is added to the leaderboard. The same command goes on after a stop.
+    """
+
+    folder: Positional[Path]
+    """A run's folder, with a search of metapruning or random-search that has finished."""
+
+    settings: Annotated[config.Fidelity, arg(name="")] = field(default_factory=config.Fidelity)
+
+    def run(self, console: Console) -> None:
+        """Runs what is left of it and shows the leaderboard."""
+        sweep = kept_sweep(self.folder)
+        from tas_ray.cluster.fidelity import fidelity  # Ray takes seconds to import
+
+        try:
+            fidelity(sweep, self.settings)
+        except RuntimeError as error:
+            _complain(str(error))
+            raise SystemExit(FAILED) from error
+        if any(self.folder.rglob(RESULT_FILE)):
+            Leaderboard(folder=self.folder).run(console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +452,7 @@ class Leaderboard:
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Three budgets on handwritten digits, with TAS, uniform scaling and random architectures: minutes."""
+    """Three budgets on handwritten digits, with TAS, MetaPruning, uniform scaling and random networks: minutes."""
 
     storage: Path = Path("runs")
     """Where the run is kept."""
@@ -346,7 +463,7 @@ class Quickstart:
 
 
 def quickstart(*, storage: Path = Path("runs")) -> config.Sweep:
-    """A tiny network on scikit-learn's digits: dense, TAS, uniform and random at three budgets, one seed.
+    """A tiny network on scikit-learn's digits: dense, and four methods at three budgets, one seed.
 
     Args:
         storage: Where the run is kept.
@@ -357,6 +474,12 @@ def quickstart(*, storage: Path = Path("runs")) -> config.Sweep:
         storage=storage,
         methods=(
             Tas(search=Training(epochs=20, warmup_epochs=0, batch_size=64), learning_rate=0.03),
+            MetaPruning(
+                supernet=replace(published_training(), epochs=30, batch_size=64, learning_rate=0.1),
+                hidden=32,
+                sampler="even",
+                evolution=Evolution(population=20, parents=5, mutations=10, crossovers=10, generations=5),
+            ),
             Uniform(),
             Random(),
         ),
@@ -366,11 +489,15 @@ def quickstart(*, storage: Path = Path("runs")) -> config.Sweep:
     )
 
 
-def method_named(name: MethodName, tas: Tas) -> Method:
-    """The method of this name, with these settings if it is TAS."""
+def method_named(name: MethodName, tas: Tas, metapruning: MetaPruning) -> Method:
+    """The method of this name, with these settings if it has any."""
     match name:
         case "tas":
             return tas
+        case "metapruning":
+            return metapruning
+        case "random-search":
+            return RandomSearch(**{f.name: getattr(metapruning, f.name) for f in fields(metapruning)})
         case "uniform":
             return Uniform()
         case "random":
@@ -381,11 +508,7 @@ def method_named(name: MethodName, tas: Tas) -> Method:
 
 def run_sweep(sweep: config.Sweep, console: Console) -> None:
     """Runs a sweep, or goes on with it, and shows its leaderboard; exits with `FAILED` if trials failed."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not sweep.storage.is_absolute():
-        raise ValueError(
-            f"a submitted job runs in a temporary copy of its working folder, where {sweep.storage} would be "
-            "lost: give `--storage` an absolute path that all nodes see"
-        )
+    _refuse_temporary("storage", sweep.storage)
     from tas_ray.cluster.sweep import sweep as run  # Ray takes seconds to import, and only sweeps need it
 
     try:
@@ -398,25 +521,60 @@ def run_sweep(sweep: config.Sweep, console: Console) -> None:
     Leaderboard(folder=sweep.folder).run(console)
 
 
+def _refuse_temporary(flag: str, path: Path) -> None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not path.is_absolute():
+        raise ValueError(
+            f"a submitted job runs in a temporary copy of its working folder, where {path} would be "
+            f"lost: give `--{flag}` an absolute path that all nodes see"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the verb that the arguments (of the process, if left out) name."""
     sys.path.append(str(Path.cwd()))  # the user's own search spaces
     with _explained():
         verb = tyro.cli(
-            Describe | Search | Retrain | Sweep | Leaderboard | Quickstart,
+            Describe | Latency | Search | Retrain | Sweep | Fidelity | Leaderboard | Quickstart,
             prog="tas-ray",
             description="Search architectures that prune convolutional networks to a compute budget, retrain "
             "them, rank them. Begin with `tas-ray quickstart`.",
             args=arguments,
+            registry=_REGISTRY,
         )
         verb.run(Console())
 
 
-def job(define: Callable[..., config.Sweep], arguments: Sequence[str] | None = None) -> None:
-    """Runs the sweep `define` returns; the arguments of the process are those of `define`."""
+def job(define: Callable[..., config.Sweep | Latency], arguments: Sequence[str] | None = None) -> None:
+    """Runs the sweep or measurement `define` returns; the arguments of the process are those of `define`."""
     with _explained():
         prog = f"python -m jobs.{define.__name__}"
-        run_sweep(tyro.cli(define, prog=prog, args=arguments, config=(OmitArgPrefixes,)), Console())
+        match tyro.cli(define, prog=prog, args=arguments, config=(OmitArgPrefixes,), registry=_REGISTRY):
+            case Latency() as latency:
+                latency.run(Console())
+            case sweep:
+                run_sweep(sweep, Console())
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _limit_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Limit] | None:
+    """Has limits written as COST=MOST; what is wrong with one is said in its own words."""
+    if info.type is not Limit:
+        return None
+
+    def read(words: list[str]) -> Limit:
+        with _explained():
+            return Limit.parse(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="COST=MOST",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Limit),
+        str_from_instance=lambda limit: [f"{limit.cost}={limit.least:g}..{limit.most:g}"],
+    )
 
 
 @contextmanager
@@ -436,27 +594,33 @@ def _complain(text: str) -> None:
     Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[Report]:
-    """Bars for search and retraining, and the function that moves them by an epoch's metrics."""
-    columns = (
+def _bars(console: Console) -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("epochs, loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=console,
     )
-    with Progress(*columns, console=console) as bars:
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Report]:
+    """Bars for search and retraining, and the function that moves them by an epoch's metrics."""
+    with _bars(console) as bars:
         tasks: dict[str, Any] = {}
 
         def report(metrics: dict[str, float]) -> None:
             phase = PHASES[int(metrics["phase"])]
             if phase not in tasks:  # the first epoch reported is not number 1 where a training goes on
                 begun = int(metrics["epoch"]) - 1
-                tasks[phase] = bars.add_task(phase, total=metrics["epochs"], completed=begun, loss=metrics["loss"])
-            bars.update(tasks[phase], completed=int(metrics["epoch"]), loss=metrics["loss"])
+                tasks[phase] = bars.add_task(phase, total=metrics["epochs"], completed=begun, note="")
+            loss, score = metrics.get("loss"), metrics.get("score")
+            note = f"candidates, best {score:.2%}" if loss is None else f"epochs, loss {loss:.3f}"
+            bars.update(tasks[phase], completed=int(metrics["epoch"]), note=note)
 
         yield report
 
@@ -494,7 +658,7 @@ def _kind(row: Row) -> str:
         return "linear"
     if row.projection:
         return "1x1 if widths differ"
-    return f"{row.kernel}x{row.kernel}"
+    return f"{row.kernel}x{row.kernel}" + " depthwise" * row.depthwise
 
 
 def _choice_table(space: SearchSpace) -> Table:

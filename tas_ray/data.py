@@ -53,6 +53,7 @@ _DIGITS_TEST_FRACTION = 0.25
 _DIGITS_TEST_SEED = 0
 _FINGERPRINT_SAMPLES = 512
 _GB = 10**9
+_CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,13 @@ class Dataset(ABC):
         decoded.
         """
 
+    @abstractmethod
+    def pixels(self, split: Split, indices: Tensor) -> tuple[Images, Labels]:
+        """Return the images [n, 3, image_size, image_size] of a split as uint8 on the CPU, not augmented, and labels.
+
+        Raises `ValueError` as `batches` does.
+        """
+
     def _rows_of(self, split: Split, indices: Tensor) -> Tensor:
         size = self.size(split)
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < size):
@@ -195,12 +203,19 @@ class InMemoryDataset(Dataset):
         self.size(split)  # refuses an unknown split now, not at the first batch
         return (self._batch(split, step, indices, augment=augment, seed=seed) for step, indices in steps)
 
-    def _batch(self, split: Split, step: int, indices: Tensor, *, augment: bool, seed: int) -> Batch:
+    def pixels(self, split: Split, indices: Tensor) -> tuple[Images, Labels]:
+        images, labels = self._gathered(split, indices)
+        return images.cpu(), labels.cpu()
+
+    def _gathered(self, split: Split, indices: Tensor) -> tuple[Images, Labels]:
         rows = self._rows_of(split, indices).to(self.device, non_blocking=True)
         images, labels = (
             (self.test_images, self.test_labels) if split == "test" else (self.training_images, self.training_labels)
         )
-        batch = images.index_select(0, rows)
+        return images.index_select(0, rows), labels.index_select(0, rows)
+
+    def _batch(self, split: Split, step: int, indices: Tensor, *, augment: bool, seed: int) -> Batch:
+        batch, labels = self._gathered(split, indices)
         if augment:
             batch = crop_and_flip(
                 batch,
@@ -208,7 +223,7 @@ class InMemoryDataset(Dataset):
                 horizontal_flip=self.horizontal_flip,
                 generator=generator("cpu", "augment", split, seed, step),
             )
-        return normalize(batch, self.mean, self.std), labels.index_select(0, rows)
+        return normalize(batch, self.mean, self.std), labels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,9 +254,23 @@ class StreamedDataset(Dataset):
         self.size(split)  # refuses an unknown split now, not at the first batch
         return self._stream(split, steps, augment=augment, seed=seed)
 
+    def pixels(self, split: Split, indices: Tensor) -> tuple[Images, Labels]:
+        chunks = enumerate(indices.split(_CHUNK))
+        _, images, labels = zip(*self._decoded(split, chunks, augment=False, seed=0), strict=True)
+        return torch.cat(images), torch.cat(labels)
+
     def _stream(
         self, split: Split, steps: Iterable[tuple[int, Tensor]], *, augment: bool, seed: int
     ) -> Iterator[Batch]:
+        for step, images, labels in self._decoded(split, steps, augment=augment, seed=seed):
+            images = images.to(self.device, non_blocking=True)
+            if augment:
+                images = lighting(images, generator=generator("cpu", "lighting", split, seed, step))
+            yield normalize(images, self.mean, self.std), labels.to(self.device, non_blocking=True)
+
+    def _decoded(
+        self, split: Split, steps: Iterable[tuple[int, Tensor]], *, augment: bool, seed: int
+    ) -> Iterator[tuple[int, Images, Labels]]:
         decoder = _Decoder(
             files=self.test_files if split == "test" else self.training_files,
             size=self.image_size,
@@ -257,11 +286,7 @@ class StreamedDataset(Dataset):
             pin_memory=self.device.type == "cuda",
             generator=generator("cpu", "loader"),  # so that the loader leaves torch's default generator alone
         )
-        for step, images, labels in loader:
-            images = images.to(self.device, non_blocking=True)
-            if augment:
-                images = lighting(images, generator=generator("cpu", "lighting", split, seed, step))
-            yield normalize(images, self.mean, self.std), labels.to(self.device, non_blocking=True)
+        return iter(loader)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

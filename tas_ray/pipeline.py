@@ -1,5 +1,8 @@
 """One trial, from a method and a budget to a result: search, derive, retrain, test, hand over.
 
+A method that evolves architectures searches in two steps, each of which can also be done beforehand for many trials: it
+trains shared weights (`prepare`), then compares architectures with them.
+
 Its folder is the trial's identity: once `result.json` lies there the trial is done and never runs again. Until then
 `Checkpoints` hold where it stands, so that it goes on from there wherever it was cut off.
 """
@@ -8,32 +11,50 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from tas_ray.batchnorm import recalibrate
+from tas_ray.batchnorm import random_batches, recalibrate
 from tas_ray.choices import Architecture
 from tas_ray.cost import counted_macs
-from tas_ray.data import DataConfig, Split
+from tas_ray.data import DataConfig, Dataset, Split
 from tas_ray.data import load as load_data
 from tas_ray.distill import Distillation, DistilledTask
+from tas_ray.evaluation import Evaluation
+from tas_ray.evolution import Search
 from tas_ray.export import Blueprint, load_blueprint, load_network, save_network
 from tas_ray.methods.baselines import Dense
-from tas_ray.methods.method import Method
+from tas_ray.methods.method import EvolvingMethod, Method, ProposingMethod
 from tas_ray.provenance import commit, versions
 from tas_ray.randomness import seed_of
-from tas_ray.results import RESULT_FILE, Result, read_result, write_result
+from tas_ray.results import RESULT_FILE, Result, read_result, write_atomically, write_result
+from tas_ray.scores import Journal, search_here
 from tas_ray.space import Budget, SearchSpace, SpaceConfig
+from tas_ray.supernets import (
+    SUPERNET_FILE,
+    SupernetScores,
+    about,
+    context_of,
+    images_for,
+    load_supernet,
+    save_supernet,
+    unscored_by,
+)
 from tas_ray.train import Classification, EndOfEpoch, Task, Training, accuracy, fit, placed
 from tas_ray.workers import Checkpoints, Workers
 
-PHASES = ("search", "retrain")
+PHASES = ("search", "evolution", "retrain")
+"""What is trained before an architecture is known, the comparison of architectures, the training of the one found."""
+
+WINNERS_FILE = "winners.json"
+MEASURED_FILE = "measured.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +92,19 @@ class Trial:
     initialization: Literal["random", "dense"] = "random"
     """Weights the retraining starts from: random, or the teacher's leading channels ("TAS w/ Init")."""
 
+    supernet: Path | None = None
+    """File of the trained supernet an `EvolvingMethod` searches with. Left out: it is trained first."""
+
+    searched: Path | None = None
+    """Folder of a finished search for several budgets, this one among them. Left out: the trial searches itself."""
+
     holdout: bool = False
     """Keeps the search split out of retraining and measures the validation accuracy on it after each epoch: for
     early stopping and for choosing hyper-parameters. Otherwise all training data is used, as published."""
+
+    unscored: Evaluation | None = None
+    """Makes the trial one that `measure` runs: its validation accuracy is of those images of the search split only that
+    a search with these settings scores no candidate on. It is never tested."""
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters a sweep has set here, for the record."""
@@ -107,14 +138,52 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
     budget = Budget(most=space.macs(space.dense))
     if trial.budget is not None:
         budget = space.budget(trial.budget, window=trial.method.window)
-    if trial.method.training is None:
-        trial.method.propose(space, budget, None, seed=trial.seed)
-    else:
-        space.sample(budget, seed=trial.seed)  # refuses a budget whose window no network lies in
+    match trial.method:
+        case EvolvingMethod() as method:
+            check_evolving(method, space)
+            method.search(space, [budget], seed=trial.seed)
+        case ProposingMethod() as method if method.training is None:
+            method.propose(space, budget, None, seed=trial.seed)
+        case _:
+            space.sample(budget, seed=trial.seed)  # refuses a budget whose window no network lies in
     if trial.teacher is None and (trial.distillation or trial.initialization == "dense"):
         needs = "distillation" if trial.distillation else "initialization"
         raise ValueError(f"{needs} needs a teacher: give the folder of a finished dense network")
     return Plan(space, budget)
+
+
+def check_evolving(method: EvolvingMethod, space: SearchSpace) -> None:
+    """ValueError if the method cannot search this space; nothing of its size is allocated."""
+    with torch.device("meta"):
+        method.task(space, seed=0)
+
+
+def prepare(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Path:
+    """Trains the supernet of an `EvolvingMethod`, or goes on with it, and returns its file, on every worker.
+
+    The trial needs no budget: the supernet serves all.
+
+    Raises:
+        ValueError: the method cannot search the space, the training diverged; a checkpoint is of another trial.
+    """
+    path = trial.folder / SUPERNET_FILE
+    if not path.exists():
+        dataset = load_data(trial.data, workers.device)
+        progress = _Progress(trial, workers, checkpoints, on_epoch)
+        _train_supernet(trial, dataset, workers, progress, path)
+    return path
+
+
+def _train_supernet(trial: Trial, dataset: Dataset, workers: Workers, progress: _Progress, path: Path) -> None:
+    method = trial.method
+    assert isinstance(method, EvolvingMethod)
+    space = trial.space.load(classes=dataset.classes, image_size=dataset.image_size)
+    task = method.task(space, seed=seed_of("search", trial.seed))
+    placed(task, workers.device)
+    progress.fit(task, dataset, method.training, "search", dict)
+    if workers.leads:
+        save_supernet(path, task, about(trial.space, trial.data, dataset))
+    workers.wait()
 
 
 def run(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Result:
@@ -134,6 +203,50 @@ def run(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Repo
         write_result(trial.folder, result)
     workers.wait()
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A network that was retrained to be compared with its score, and not tested."""
+
+    macs: int
+
+    validation_accuracy: float
+    """On images that neither the search nor any training has seen, 0..1."""
+
+    images: int
+    """How many these are."""
+
+    retrain_seconds: float
+
+
+def measure(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Measured:
+    """Retrains the architecture of a trial with `holdout` and `unscored`, or goes on with it, on every worker.
+
+    Nothing is left of it but `measured.json`: no network, and no result that a leaderboard would show.
+
+    Raises:
+        ValueError: see `run`; or the search has left no image unscored.
+    """
+    path = trial.folder / MEASURED_FILE
+    if not path.exists():
+        assert trial.holdout
+        assert trial.unscored is not None
+        stages = _Stages(trial, workers, checkpoints, on_epoch)
+        measured = stages.measure(stages.retrain(stages.search().blueprint.architecture))
+        if workers.leads:
+            write_atomically(path, (json.dumps(asdict(measured), indent=2) + "\n").encode())
+        workers.wait()
+    return read_measured(trial.folder)
+
+
+def read_measured(folder: Path) -> Measured:
+    """What `measure` found for the trial with this folder; ValueError if its file is damaged."""
+    path = folder / MEASURED_FILE
+    try:
+        return Measured(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, and the same command repeats it") from error
 
 
 def search(trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> Found:
@@ -158,6 +271,9 @@ class Found:
     accuracy: float | None
     """On the search split with the supernet's shared weights, 0..1; None where the method has no supernet."""
 
+    evaluations: int | None
+    """Architectures that were scored in the search; None where none was."""
+
 
 class _Stages:
     """A trial's stages on one worker, with all they share: data, space, budget, teacher, progress."""
@@ -165,6 +281,8 @@ class _Stages:
     def __init__(self, trial: Trial, workers: Workers, checkpoints: Checkpoints, on_epoch: Report) -> None:
         self.trial, self.workers = trial, workers
         self.dataset = load_data(trial.data, workers.device)
+        if trial.unscored is not None:
+            self.dataset = unscored_by(self.dataset, trial.unscored)
         self.plan = plan(trial, classes=self.dataset.classes, image_size=self.dataset.image_size)
         self.teacher = _Teacher.load(trial, self.plan.space) if trial.teacher else None
         self.progress = _Progress(trial, workers, checkpoints, on_epoch)
@@ -186,21 +304,59 @@ class _Stages:
             macs=space.macs(architecture),
             params=space.params(architecture),
             accuracy=found["accuracy"],
+            evaluations=found["evaluations"],
         )
 
     def _propose(self) -> dict[str, Any]:
-        method, space, budget, seed = self.trial.method, self.plan.space, self.plan.budget, self.trial.seed
+        if self.trial.searched is not None:
+            return read_winner(self.trial.searched, self.plan.budget)
+        match self.trial.method:
+            case EvolvingMethod() as method:
+                return self._evolve(method)
+            case ProposingMethod() as method:
+                return self._ask(method)
+            case method:
+                raise TypeError(f"{method.name} is neither a ProposingMethod nor an EvolvingMethod")
+
+    def _ask(self, method: ProposingMethod) -> dict[str, Any]:
+        space, budget, seed = self.plan.space, self.plan.budget, self.trial.seed
         training = method.training
         task = method.task(space, budget, seed=seed_of("search", seed))
         if task is None or training is None:
-            return {"architecture": dict(method.propose(space, budget, None, seed=seed)), "accuracy": None}
+            return _found(method.propose(space, budget, None, seed=seed), None, None)
         placed(task, self.workers.device)
-        self._fit(task, training, "search", dict)
+        self.progress.fit(task, self.dataset, training, "search", dict)
         architecture = method.propose(space, budget, task, seed=seed)
         fixed = task.network(architecture)
-        recalibrate(fixed, self.dataset, "train", training, self.workers, seed=seed_of("score", seed))
+        dtype = training.dtype(self.workers.device)
+        with torch.autocast(self.workers.device.type, dtype, enabled=dtype != torch.float32):
+            recalibrate(fixed, random_batches(self.dataset, "train", seed=seed_of("score", seed)))
         score = accuracy(fixed, self.dataset, "search", self.workers, training.precision)
-        return {"architecture": dict(architecture), "accuracy": score}
+        return _found(architecture, score, None)
+
+    def _evolve(self, method: EvolvingMethod) -> dict[str, Any]:
+        if self.workers.world > 1:
+            raise ValueError(
+                f"{self.workers.world} workers train one network together, but {method.name} compares many: let a "
+                "sweep search first (`searched`), or use one worker"
+            )
+        trial, space, dataset = self.trial, self.plan.space, self.dataset
+        path = trial.supernet or trial.folder / SUPERNET_FILE
+        if trial.supernet is None and not path.exists():
+            _train_supernet(trial, dataset, self.workers, self.progress, path)
+        images = images_for(dataset, method.evaluation)
+        scores = SupernetScores(
+            task=load_supernet(path, method, space, about(trial.space, trial.data, dataset)),
+            space=space,
+            images=images,
+            settings=method.evaluation,
+            device=self.workers.device,
+        )
+        search = method.search(space, [self.plan.budget], seed=trial.seed)
+        journal = Journal(trial.folder, context_of(path, images, space))
+        search_here(search, scores, journal, self.progress.of_evolution)
+        (best,) = search.best(0)
+        return _found(best.architecture, best.score, search.evaluated)
 
     def retrain(self, architecture: Architecture) -> nn.Module:
         """The network of this architecture, trained."""
@@ -216,25 +372,23 @@ class _Stages:
             placed(teacher.network, self.workers.device)
             task = DistilledTask(network, teacher.network, trial.distillation, trial.retrain, split)
         placed(task, self.workers.device)
-        self._fit(task, trial.retrain, "retrain", lambda: self._validate(network) if trial.holdout else {})
+        self.progress.fit(task, self.dataset, trial.retrain, "retrain", partial(self._measured, network))
         network.requires_grad_(True)
         return network
 
-    def _validate(self, network: nn.Module) -> dict[str, float]:
-        return {"validation_accuracy": self._accuracy(network, "search")}
+    def _measured(self, network: nn.Module) -> dict[str, float]:
+        return {"validation_accuracy": self._accuracy(network, "search")} if self.trial.holdout else {}
 
     def _accuracy(self, network: nn.Module, split: Split) -> float:
         return accuracy(network, self.dataset, split, self.workers, self.trial.retrain.precision)
 
-    def _fit(self, task: Task, training: Training, phase: str, measure: Callable[[], dict[str, float]]) -> None:
-        fit(
-            task,
-            self.dataset,
-            training,
-            seed=seed_of(phase, self.trial.seed),
-            workers=self.workers,
-            state=self.progress.state(phase),
-            end_of_epoch=self.progress.end_of_epoch(phase, measure),
+    def measure(self, network: nn.Module) -> Measured:
+        """Its accuracy on what is held out."""
+        return Measured(
+            macs=counted_macs(network, self.dataset.image_size, self.dataset.channels),
+            validation_accuracy=self._accuracy(network, "search"),
+            images=self.dataset.size("search"),
+            retrain_seconds=self.progress.seconds.get("retrain", 0.0),
         )
 
     def test(self, found: Found, network: nn.Module) -> Result:
@@ -261,7 +415,9 @@ class _Stages:
             dense_accuracy=self.teacher.accuracy if self.teacher else None if pruned else tested,
             search_accuracy=found.accuracy,
             validation_accuracy=self._accuracy(network, "search") if trial.holdout else None,
-            search_seconds=self.progress.seconds.get("search", 0.0),
+            evaluations=found.evaluations,
+            search=trial.searched.name if trial.searched else None,
+            search_seconds=self.progress.seconds.get("search", 0.0) + self.progress.seconds.get("evolution", 0.0),
             retrain_seconds=self.progress.seconds.get("retrain", 0.0),
             workers=self.workers.world,
             device=_name_of(self.workers.device),
@@ -314,6 +470,30 @@ def inherit(network: nn.Module, dense: nn.Module) -> None:
                 tensor.copy_(given[tuple(slice(size) for size in tensor.shape)])
 
 
+def _found(architecture: Architecture, score: float | None, evaluations: int | None) -> dict[str, Any]:
+    return {"architecture": dict(architecture), "accuracy": score, "evaluations": evaluations}
+
+
+def write_winners(folder: Path, budgets: Sequence[Budget], search: Search) -> None:
+    """Writes what a finished search for several budgets has found; `read_winner` reads it."""
+    found = []
+    for place, budget in enumerate(budgets):
+        (best,) = search.best(place)
+        found.append({"budget": [budget.least, budget.most], **_found(best.architecture, best.score, search.evaluated)})
+    write_atomically(folder / WINNERS_FILE, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def read_winner(folder: Path, budget: Budget) -> dict[str, Any]:
+    """What a search has found for one of its budgets; ValueError if it has nothing for it."""
+    path = folder / WINNERS_FILE
+    if not path.is_file():
+        raise ValueError(f"no search has finished in {folder}: {WINNERS_FILE} is missing")
+    for found in json.loads(path.read_text()):
+        if found["budget"] == [budget.least, budget.most]:
+            return {name: found[name] for name in ("architecture", "accuracy", "evaluations")}
+    raise ValueError(f"the search in {folder} was not for a budget of {budget.most} MACs: search again for it")
+
+
 class _Progress:
     """Where a trial stands: phases finished, the state of the one under way, the time each has taken."""
 
@@ -339,9 +519,31 @@ class _Progress:
         found: dict[str, Any] | None = self.saved["done"].get(phase)
         return found
 
-    def state(self, phase: str) -> Mapping[str, Any] | None:
-        """Where `fit` goes on with a phase."""
-        return self.saved["fit"] if self.saved["phase"] == phase else None
+    def fit(
+        self,
+        task: Task,
+        dataset: Dataset,
+        training: Training,
+        phase: str,
+        measure: Callable[[], dict[str, float]],
+    ) -> None:
+        """Trains a task to its end, from where it stands; `measure` gives what to report beside its metrics."""
+        fit(
+            task,
+            dataset,
+            training,
+            seed=seed_of(phase, self.trial.seed),
+            workers=self.workers,
+            state=self.saved["fit"] if self.saved["phase"] == phase else None,
+            end_of_epoch=self._end_of_epoch(phase, measure),
+        )
+
+    def of_evolution(self, done: int, total: int, best: Sequence[float], seconds: float) -> None:
+        """Reports how far the comparison of architectures is (see `tas_ray.scores.OnProgress`)."""
+        self.seconds["evolution"] = seconds
+        self.on_epoch(
+            {"phase": float(PHASES.index("evolution")), "epoch": float(done), "epochs": float(total), "score": best[0]}
+        )
 
     def finish(self, phase: str, found: dict[str, Any]) -> dict[str, Any]:
         """Keeps what a phase has found, and returns it."""
@@ -350,8 +552,8 @@ class _Progress:
             self._save({"phase": float(PHASES.index(phase))})
         return found
 
-    def end_of_epoch(self, phase: str, measure: Callable[[], dict[str, float]]) -> EndOfEpoch:
-        """What `fit` calls after each epoch: reports, and saves when the last checkpoint is old enough."""
+    def _end_of_epoch(self, phase: str, measure: Callable[[], dict[str, float]]) -> EndOfEpoch:
+        """What is called after each epoch: reports, and saves when the last checkpoint is old enough."""
 
         def done(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + metrics["seconds"]

@@ -20,6 +20,7 @@ from rich.text import Text
 
 RESULT_FILE = "result.json"
 LEADERBOARD_FILE = "leaderboard.csv"
+FIDELITY_FILE = "fidelity.json"
 
 _TASK = ["space", "dataset"]
 _BUDGET = [*_TASK, "budget_macs"]
@@ -87,6 +88,12 @@ class Result:
 
     validation_accuracy: float | None
     """Accuracy of the retrained network on the search split, 0..1; None where retraining used that split."""
+
+    evaluations: int | None
+    """Architectures scored by the search; None where none was."""
+
+    search: str | None
+    """Name of the search, shared by the trials of a run, that the architecture came from; None where there was none."""
 
     search_seconds: float
     """Wall-clock seconds of the search; 0 where there is none."""
@@ -159,21 +166,23 @@ class Result:
     def from_json(cls, text: str) -> "Result":
         """The result a `to_json` text holds.
 
-        Raises ValueError when the text is no JSON object, when a key is missing or unknown, and when a value
-        has the wrong type or is refused by `Result`.
+        A field that may be None may be missing: the text may be older than the field. Raises ValueError when the
+        text is no JSON object, when any other key is missing or one is unknown, and when a value has the wrong
+        type or is refused by `Result`.
         """
         values = json.loads(text)  # json's own error is a ValueError and says where the text breaks off
         if not isinstance(values, dict):
             raise ValueError(f"a result is a JSON object, not a {type(values).__name__}")
         fields = dataclasses.fields(cls)
         names = [field.name for field in fields]
-        missing = [name for name in names if name not in values]
+        required = [field.name for field in fields if types.NoneType not in typing.get_args(field.type)]
+        missing = [name for name in required if name not in values]
         unknown = [key for key in values if key not in names]
         if missing:
             raise ValueError(f"keys are missing: {', '.join(missing)}")
         if unknown:
             raise ValueError(f"unknown keys: {', '.join(unknown)}")
-        return cls(**{field.name: _typed(field.name, values[field.name], field.type) for field in fields})
+        return cls(**{field.name: _typed(field.name, values.get(field.name), field.type) for field in fields})
 
     def _check_budget(self) -> None:
         if (self.budget_macs is None) != (self.budget_ratio is None):
@@ -265,7 +274,7 @@ def read_results(folder: str | Path) -> list[Result]:
         raise ValueError(f"{folder} is not a folder: give the folder of a run, or one that holds several runs")
     found: dict[tuple[str, str], Path] = {}
     results = []
-    for path in _result_files(folder):
+    for path in _files(folder, RESULT_FILE):
         try:
             result = read_result(path)
         except ValueError:
@@ -282,28 +291,96 @@ def read_results(folder: str | Path) -> list[Result]:
     return results
 
 
-def _result_files(folder: Path) -> list[Path]:
-    """Paths of all result files below folder, sorted; folders that vanish meanwhile are passed over."""
+def _files(folder: Path, name: str) -> list[Path]:
+    """Paths of all files of this name below folder, sorted; folders that vanish meanwhile are passed over."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
 
     walk = os.walk(folder, onerror=refuse)
-    return sorted(Path(parent) / RESULT_FILE for parent, _, files in walk if RESULT_FILE in files)
+    return sorted(Path(parent) / name for parent, _, files in walk if name in files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCorrelation:
+    """How the scores of a search rank networks that were retrained and measured on other images, at one budget."""
+
+    run: str
+    """Name of the search's run."""
+
+    search: str
+    """Name of the search in it."""
+
+    budget_macs: int
+    """The budget below which the networks lie."""
+
+    tau: float
+    """Kendall's tau-b between score and accuracy: -1 to 1, 0 where the scores say nothing."""
+
+    low: float
+    """Lower end of its 95 % interval."""
+
+    high: float
+    """Upper end of its 95 % interval."""
+
+    p: float
+    """Probability of a tau as far from 0 if the scores said nothing."""
+
+    networks: int
+    """How many were retrained."""
+
+    epochs: int
+    """Of each retraining."""
+
+    images: int
+    """On which accuracies were measured."""
+
+
+def write_correlation(folder: Path, correlation: RankCorrelation, networks: Sequence[Mapping[str, Any]]) -> None:
+    """Adds what was found for a budget, and the networks it was found by, to the file in its search's folder."""
+    path = folder / FIDELITY_FILE
+    new = {**dataclasses.asdict(correlation), "retrained": list(networks)}
+    others = _correlations_in(path) if path.exists() else []
+    kept = [entry for entry in others if entry["budget_macs"] != correlation.budget_macs]
+    entries = sorted([*kept, new], key=lambda entry: int(entry["budget_macs"]))
+    write_atomically(path, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+def read_correlations(folder: str | Path) -> list[RankCorrelation]:
+    """What `tas-ray fidelity` found for the searches below folder; ValueError naming the file that is damaged."""
+    names = [field.name for field in dataclasses.fields(RankCorrelation)]
+    entries = [entry for path in _files(Path(folder), FIDELITY_FILE) for entry in _correlations_in(path)]
+    return [RankCorrelation(**{name: entry[name] for name in names}) for entry in entries]
+
+
+def _correlations_in(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries:
+            for field in dataclasses.fields(RankCorrelation):
+                entry[field.name] = _typed(field.name, entry[field.name], field.type)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): move it aside and run `tas-ray fidelity` again, "
+            "which repeats no training"
+        ) from error
+    return list(entries)
 
 
 def leaderboard(folder: str | Path) -> pd.DataFrame:
     """One row a result below folder, sorted by space, dataset, budget and falling test accuracy.
 
-    Columns are the fields of `Result`, `drop`, `best_in_budget` and `pareto`. Missing values are `pd.NA`,
-    `finished_at` is a UTC timestamp. `best_in_budget` marks the best test accuracy of each space, dataset and
-    budget, ties going to fewer MACs; `pareto` says that no network of the space and dataset has at most these
-    MACs and at least this test accuracy and is better in one of the two.
+    Columns are the fields of `Result`, `drop`, `fidelity_tau`, `fidelity_low`, `fidelity_high`,
+    `fidelity_networks`, `best_in_budget` and `pareto`. Missing values are `pd.NA`, `finished_at` is a UTC timestamp.
+    The fidelity is that of the search the architecture came from, at its budget, where `tas-ray fidelity` measured
+    it. `best_in_budget` marks the best test accuracy of each space, dataset and budget, ties going to fewer MACs;
+    `pareto` says that no network of the space and dataset has at most these MACs and at least this test accuracy
+    and is better in one of the two.
 
     Raises ValueError when no result lies below folder, and as `read_results` does.
     """
-    return _frame(_some_results(folder))
+    return _frame(_some_results(folder), read_correlations(folder))
 
 
 def write_leaderboard(folder: str | Path) -> Path:
@@ -315,7 +392,7 @@ def write_leaderboard(folder: str | Path) -> Path:
     path = Path(folder) / LEADERBOARD_FILE
     results = _some_results(folder)
     for _ in range(10):  # a result that comes later than that is followed by a rebuild of its own
-        write_atomically(path, _frame(results).to_csv(index=False).encode())
+        write_atomically(path, _frame(results, read_correlations(folder)).to_csv(index=False).encode())
         written, results = results, _some_results(folder)
         if written == results:
             break
@@ -332,13 +409,18 @@ def _some_results(folder: str | Path) -> list[Result]:
     return results
 
 
-def _frame(results: Sequence[Result]) -> pd.DataFrame:
+def _frame(results: Sequence[Result], correlations: Sequence[RankCorrelation]) -> pd.DataFrame:
     columns: dict[str, pd.Series] = {}
     for field in dataclasses.fields(Result):
         values = [getattr(result, field.name) for result in results]
         columns[field.name] = pd.Series(values, dtype=_DTYPES[field.type])
         if field.name == "dense_accuracy":
             columns["drop"] = pd.Series([result.drop for result in results], dtype="Float64")
+    searched = {(one.run, one.search, one.budget_macs): one for one in correlations}
+    of_results = [searched.get((result.run, result.search or "", result.budget_macs or 0)) for result in results]
+    for name, dtype in (("tau", "Float64"), ("low", "Float64"), ("high", "Float64"), ("networks", "Int64")):
+        values = [None if one is None else getattr(one, name) for one in of_results]
+        columns[f"fidelity_{name}"] = pd.Series(values, dtype=dtype)
     frame = pd.DataFrame(columns)
     times = pd.to_datetime(frame["finished_at"], utc=True, format="ISO8601")
     return _rank(frame.assign(finished_at=times.astype("datetime64[us, UTC]")))
@@ -403,11 +485,24 @@ def print_leaderboard(df: pd.DataFrame, console: Console) -> None:
     for (space, dataset), group in df.groupby(_TASK):
         console.print(_table(f"{space} on {dataset}", _row_cells(group), width))
         console.print("* best test accuracy within its budget; drop: points below the dense network")
+        for line in _fidelity_lines(group):
+            console.print(line, highlight=False)
         means = summary(group)
         if (means["n"] > 1).any():
             console.print()
             console.print(_table("mean and standard deviation over seeds", _mean_cells(means), width))
         console.print()
+
+
+def _fidelity_lines(df: pd.DataFrame) -> list[str]:
+    """How far the scores of each search can be trusted, at each budget where it was measured."""
+    measured = df[df["fidelity_tau"].notna()].drop_duplicates(["run", "search", "budget_macs"])
+    return [
+        f"{row['method']} seed {row['seed']} at {_million(row['budget_macs'])} M: its scores rank "
+        f"{row['fidelity_networks']} retrained networks with Kendall's tau {row['fidelity_tau']:.2f} "
+        f"(95 % interval {row['fidelity_low']:.2f} to {row['fidelity_high']:.2f})"
+        for row in measured.to_dict("records")
+    ]
 
 
 def _row_cells(df: pd.DataFrame) -> list[dict[str, str]]:

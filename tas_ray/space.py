@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -211,17 +212,7 @@ def load(name: str, /, **options: str | int | float | bool) -> SearchSpace:
     Raises:
         ValueError: there is no such module or function, it has no such option, or it returns something else.
     """
-    module, _, function = name.partition(":")
-    if not function:
-        raise ValueError(
-            f"a search space is named `package.module:function`, such as search_spaces.tiny:tiny, not {name!r}"
-        )
-    try:
-        define = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"there is no search space {name}: {error}") from error
-    if not callable(define):
-        raise ValueError(f"{name} is a {type(define).__name__}, not a function that returns a search space")
+    define = imported(name, "search space", "search_spaces.tiny:tiny")
     known = inspect.signature(define).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -230,6 +221,27 @@ def load(name: str, /, **options: str | int | float | bool) -> SearchSpace:
     if not isinstance(space, SearchSpace):
         raise ValueError(f"{name} returned a {type(space).__name__}, not a SearchSpace")
     return space
+
+
+def imported(name: str, what: str, such_as: str) -> Callable[..., Any]:
+    """The function at `package.module:function`.
+
+    Args:
+        what: it is to be, for messages, with an example.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"a {what} is named `package.module:function`, such as {such_as}, not {name!r}")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no {what} {name}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{name} is a {type(found).__name__}, not a function that returns a {what}")
+    return found
 
 
 def _spaced(number: int) -> str:

@@ -31,6 +31,7 @@ LEAST_IMAGES = 2
 """A last batch with fewer images for a worker is left out: BatchNorm cannot normalize one."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Schedule = Literal["cosine", "linear", "steps", "cosine-published", "linear-published", "steps-published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,23 @@ class Training:
     learning_rate: float = 0.1
     """The highest learning rate, reached after the warm-up."""
 
-    schedule: Literal["cosine", "published"] = "cosine"
-    """`cosine` falls to 0 over all steps behind the warm-up. `published` is the reference's: constant within an
-    epoch, its period reaching `warmup_epochs` too far, so that the last epochs run at 0 and train nothing."""
+    schedule: Schedule = "cosine"
+    """How the rate falls behind the warm-up, step by step: by a `cosine` or `linear`ly to 0, or to a tenth at each
+    quarter (`steps`). The published ones are constant within an epoch and fall too early: TAS's cosine reaches
+    `warmup_epochs` too far, MetaPruning's line and steps are an epoch ahead; epochs at 0 train nothing."""
 
     momentum: float = 0.9
-    """Nesterov momentum of SGD."""
+    """Momentum of SGD."""
+
+    nesterov: bool = True
+    """Nesterov's momentum (TAS), or the plain one (MetaPruning)."""
 
     weight_decay: float = 5e-4
-    """L2 penalty on every parameter, BatchNorm's among them (TAS; 1e-4 on ImageNet)."""
+    """L2 penalty (TAS: 1e-4 on ImageNet; MetaPruning: 4e-5 for MobileNets, 1e-4 for ResNet-50)."""
+
+    decayed: Literal["all", "weights"] = "all"
+    """What it acts on: every parameter, BatchNorm's among them (TAS), or the weights of linear layers and of
+    convolutions that are not depthwise (as MetaPruning means it; its code decides by names and forgets some)."""
 
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
@@ -84,19 +93,19 @@ class Training:
         """The learning rate at this fraction of an epoch counted from 0."""
         if epoch < self.warmup_epochs:
             return self.learning_rate * (epoch + fraction) / self.warmup_epochs
-        behind = self.epochs - self.warmup_epochs
-        passed = epoch - self.warmup_epochs + (fraction if self.schedule == "cosine" else 0.0)
-        if self.schedule == "published" and epoch >= behind:
-            return 0.0
-        return self.learning_rate * (1 + math.cos(math.pi * passed / behind)) / 2
+        behind, passed = self.epochs - self.warmup_epochs, epoch - self.warmup_epochs
+        return self.learning_rate * _share(self.schedule, passed, fraction, behind, epoch >= behind)
 
-    def sgd(self, parameters: Sequence[nn.Parameter]) -> torch.optim.SGD:
-        """The optimizer of these parameters."""
+    def sgd(self, module: nn.Module) -> torch.optim.SGD:
+        """The optimizer of a module's parameters."""
+        parameters = list(module.parameters())
+        decayed = [p for p in parameters if self.decayed == "all" or _is_dense_weight(p)]
+        spared = [p for p in parameters if self.decayed == "weights" and not _is_dense_weight(p)]
         return torch.optim.SGD(
-            parameters,
+            [{"params": decayed}] + ([{"params": spared, "weight_decay": 0.0}] if spared else []),
             lr=self.learning_rate,
             momentum=self.momentum,
-            nesterov=self.momentum > 0,
+            nesterov=self.nesterov and self.momentum > 0,
             weight_decay=self.weight_decay,
         )
 
@@ -105,6 +114,29 @@ class Training:
         if self.precision == "auto":
             return torch.bfloat16 if device.type == "cuda" else torch.float32
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def _share(schedule: Schedule, passed: int, fraction: float, epochs: int, over: bool) -> float:
+    """The share of the highest rate that is left after `passed` of `epochs` and a fraction of the next one."""
+    done = (passed + fraction) / epochs
+    match schedule:
+        case "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        case "linear":
+            return 1 - done
+        case "steps":
+            return 0.1 ** int(4 * done)
+        case "cosine-published":
+            return 0.0 if over else (1 + math.cos(math.pi * passed / epochs)) / 2
+        case "linear-published":
+            return 1 - (passed + 1) / epochs
+        case "steps-published":
+            return 0.1 ** int(4 * (passed + 1) / epochs)
+
+
+def _is_dense_weight(parameter: nn.Parameter) -> bool:
+    """Whether it is the weight of a linear layer or of a convolution that mixes channels."""
+    return parameter.dim() == 2 or (parameter.dim() == 4 and parameter.shape[1] > 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +172,10 @@ class Task(nn.Module, ABC):
         step: int,
     ) -> Float[Tensor, ""]:
         """The mean loss of the batch, to be differentiated by the parameters of `group`."""
+
+    def gradients(self, group: Group) -> Sequence[Tensor]:
+        """What workers sum after the backward pass, before the optimizer's step; the same shapes on every worker."""
+        return [p.grad for p in group.parameters if p.grad is not None]
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, with the number of epochs in all."""
@@ -253,7 +289,7 @@ def train_step(
     with torch.autocast(workers.device.type, dtype, enabled=dtype != torch.float32):
         loss = task(group.name, images, labels, step) * share
     loss.backward()
-    workers.sum_([p.grad for p in group.parameters if p.grad is not None])
+    workers.sum_(task.gradients(group))
     group.optimizer.step()
     return loss.detach()
 
@@ -334,12 +370,11 @@ class Classification(Task):
 
 def weights_of(network: nn.Module, training: Training, split: Split) -> Group:
     """The group of all parameters of a network, trained by SGD on this split."""
-    parameters = list(network.parameters())
     return Group(
         name="weights",
         split=split,
-        parameters=parameters,
-        optimizer=training.sgd(parameters),
+        parameters=list(network.parameters()),
+        optimizer=training.sgd(network),
         learning_rate_at=training.learning_rate_at,
     )
 

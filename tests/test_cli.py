@@ -21,7 +21,7 @@ from tas_ray.export import ARCHITECTURE_FILE, Blueprint, load_blueprint, save_bl
 from tas_ray.results import Result, read_result, write_result
 from tas_ray.space import SpaceConfig
 
-VERBS = ("describe", "search", "retrain", "sweep", "leaderboard", "quickstart")
+VERBS = ("describe", "search", "retrain", "sweep", "fidelity", "leaderboard", "quickstart")
 TINY = "search_spaces.tiny:tiny"
 SHORT_SEARCH = ["--tas.search.epochs", "1", "--tas.search.batch-size", "128"]
 SHORT_TRAINING = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "128"]
@@ -78,6 +78,8 @@ def a_result(folder: Path, method: str, budget: float | None, accuracy: float) -
         "test_accuracy": accuracy,
         "dense_accuracy": 0.98,
         "search_accuracy": None,
+        "evaluations": None,
+        "search": None,
         "validation_accuracy": None,
         "search_seconds": 1.0,
         "retrain_seconds": 2.0,
@@ -349,7 +351,7 @@ def test_quickstart_ends_with_the_table_and_the_paths(sweeps, capsys):
     main(["quickstart"])
     (sweep,) = sweeps
     assert sweep.budgets == (0.06, 0.12, 0.25)
-    assert [method.name for method in sweep.methods] == ["tas", "uniform", "random"]
+    assert [method.name for method in sweep.methods] == ["tas", "metapruning", "uniform", "random"]
     text = capsys.readouterr().out
     assert "tiny on digits" in text
     for name in ("leaderboard.csv", "leaderboard.png"):

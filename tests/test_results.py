@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from tas_ray import plot, results
-from tas_ray.results import Result
+from tas_ray.results import RankCorrelation, Result
 
 DENSE_MACS = 40_000_000
 
@@ -39,6 +39,8 @@ def a_result(**changes: object) -> Result:
         "test_accuracy": 0.9,
         "dense_accuracy": 0.92,
         "search_accuracy": 0.7,
+        "evaluations": 1000,
+        "search": None,
         "validation_accuracy": None,
         "search_seconds": 12.5,
         "retrain_seconds": 30.25,
@@ -260,7 +262,9 @@ def test_columns_are_the_fields_with_drop_and_marks_and_have_types(tmp_path: Pat
     df = results.leaderboard(str(tmp_path))
     fields = [field.name for field in dataclasses.fields(Result)]
     fields.insert(fields.index("dense_accuracy") + 1, "drop")
-    assert list(df.columns) == [*fields, "best_in_budget", "pareto"]
+    fidelity = ["fidelity_tau", "fidelity_low", "fidelity_high", "fidelity_networks"]
+    assert list(df.columns) == [*fields, *fidelity, "best_in_budget", "pareto"]
+    assert df[fidelity].isna().all(axis=None)
     assert df["budget_macs"].dtype == "Int64"
     assert df["macs"].dtype == "int64"
     assert df["validation_accuracy"].dtype == "Float64"
@@ -498,3 +502,72 @@ def test_the_picture_can_be_drawn_from_little(tmp_path: Path) -> None:
 def test_a_result_file_is_plain_json_with_the_fields_as_keys(tmp_path: Path) -> None:
     path = results.write_result(tmp_path, a_result())
     assert json.loads(path.read_text()) == dataclasses.asdict(a_result())
+
+
+# Fidelity
+
+
+def a_correlation(**changes: object) -> RankCorrelation:
+    values: dict[str, object] = {
+        "run": "demo",
+        "search": "evolved",
+        "budget_macs": DENSE_MACS // 2,
+        "tau": 0.5,
+        "low": 0.125,
+        "high": 0.75,
+        "p": 0.03,
+        "networks": 12,
+        "epochs": 4,
+        "images": 100,
+    }
+    return RankCorrelation(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_fidelity_stands_beside_the_networks_of_its_run_search_and_budget(tmp_path: Path) -> None:
+    other = {"budget_macs": 30_000_000, "budget_ratio": 0.75}
+    write_all(
+        tmp_path,
+        [
+            a_result(search="evolved", seed=1),
+            a_result(search="evolved", seed=2, **other),
+            a_result(search="drawn", seed=3),
+            a_result(search="evolved", seed=4, run="second"),
+            a_result(seed=5),
+        ],
+    )
+    results.write_correlation(tmp_path / "searches" / "evolved", a_correlation(), [{"score": 0.1}])
+    df = results.leaderboard(tmp_path).set_index("seed").sort_index()
+    assert df["fidelity_tau"].isna().tolist() == [False, True, True, True, True]
+    row = df.loc[1, ["fidelity_tau", "fidelity_low", "fidelity_high", "fidelity_networks"]]
+    assert row.tolist() == [0.5, 0.125, 0.75, 12]
+    assert df["fidelity_networks"].dtype == "Int64"
+    csv = pd.read_csv(results.write_leaderboard(tmp_path)).set_index("seed")
+    assert csv["fidelity_high"].dropna().tolist() == [0.75]
+    text = printed(results.leaderboard(tmp_path), 200)
+    line = "tas seed 1 at 20.00 M: its scores rank 12 retrained networks with Kendall's tau 0.50 (95 % interval 0.12 to 0.75)"
+    assert text.count("Kendall") == text.count(line) == 1
+
+
+def test_budgets_are_added_to_a_fidelity_and_measured_again_without_a_rest(tmp_path: Path) -> None:
+    for correlation in (
+        a_correlation(budget_macs=9),
+        a_correlation(budget_macs=4),
+        a_correlation(budget_macs=9, tau=0.0),
+    ):
+        results.write_correlation(tmp_path, correlation, [])
+    assert results.read_correlations(tmp_path) == [a_correlation(budget_macs=4), a_correlation(budget_macs=9, tau=0.0)]
+
+
+@pytest.mark.parametrize("text", ["", "[{}]", "{}x", '["a"]'])
+def test_a_damaged_fidelity_is_named(tmp_path: Path, text: str) -> None:
+    write_all(tmp_path, [a_result()])
+    (tmp_path / "fidelity.json").write_text(text)
+    with pytest.raises(ValueError, match=r"fidelity.json cannot be read .* run `tas-ray fidelity` again"):
+        results.leaderboard(tmp_path)
+
+
+def test_a_result_older_than_a_field_that_may_be_missing_is_read(tmp_path: Path) -> None:
+    older = json.loads(a_result(evaluations=None).to_json())
+    del older["search"], older["evaluations"]
+    (tmp_path / "result.json").write_text(json.dumps(older))
+    assert results.read_result(tmp_path / "result.json") == a_result(evaluations=None)

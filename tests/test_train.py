@@ -74,15 +74,40 @@ def train(
 )
 def test_the_published_schedule_is_the_references(epoch: int, fraction: float, rate: float) -> None:
     # Of "300 epochs" with 5 of warm-up the reference runs 305, the last five at 0.
-    training = Training(epochs=305, warmup_epochs=5, schedule="published")
+    training = Training(epochs=305, warmup_epochs=5, schedule="cosine-published")
     assert training.learning_rate_at(epoch, fraction) == pytest.approx(rate, rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.1), (150, 0.0853553), (300, 0.05), (599, 6.9e-7)])
-@pytest.mark.parametrize("schedule", ["cosine", "published"])
+@pytest.mark.parametrize("schedule", ["cosine", "cosine-published"])
 def test_without_warm_up_both_schedules_are_one_cosine(epoch: int, rate: float, schedule: Any) -> None:
     training = Training(epochs=600, warmup_epochs=0, schedule=schedule)
     assert training.learning_rate_at(epoch, 0.0) == pytest.approx(rate, rel=1e-2 if rate < 1e-6 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "rates"),
+    [
+        ("linear-published", 4, {0: 0.75, 1: 0.5, 2: 0.25, 3: 0.0}),
+        ("linear", 4, {0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25}),
+        ("steps-published", 32, {0: 1.0, 6: 1.0, 7: 0.1, 14: 0.1, 15: 0.01, 23: 0.001, 30: 0.001}),
+        ("steps", 32, {0: 1.0, 7: 1.0, 8: 0.1, 15: 0.1, 16: 0.01, 24: 0.001, 31: 0.001}),
+    ],
+)
+def test_metaprunings_published_schedules_are_an_epoch_ahead(
+    schedule: Any, epochs: int, rates: dict[int, float]
+) -> None:
+    training = Training(epochs=epochs, warmup_epochs=0, learning_rate=1.0, schedule=schedule)
+    assert {epoch: training.learning_rate_at(epoch, 0.0) for epoch in rates} == pytest.approx(rates)
+    within = training.learning_rate_at(1, 0.5)
+    assert within == (0.625 if schedule == "linear" else training.learning_rate_at(1, 0.0))
+
+
+def test_decay_can_spare_batch_norms_biases_and_depthwise_convolutions() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 2))
+    sgd = Training(decayed="weights", weight_decay=0.5).sgd(network)
+    shapes = {group["weight_decay"]: [tuple(p.shape) for p in group["params"]] for group in sgd.param_groups}
+    assert shapes == {0.5: [(8, 3, 3, 3), (2, 8)], 0.0: [(8,), (8,), (8,), (8, 1, 3, 3), (8,), (2,)]}
 
 
 def test_the_cosine_falls_within_epochs_and_ends_at_nothing() -> None:
@@ -118,7 +143,7 @@ def test_weights_are_trained_by_nesterov_sgd_with_decay_on_all_of_them() -> None
     (options,) = group.optimizer.param_groups
     assert {id(p) for p in options["params"]} == {id(p) for p in network.parameters()}
     assert (options["lr"], options["momentum"], options["nesterov"], options["weight_decay"]) == (0.1, 0.9, True, 5e-4)
-    (plain,) = Training(momentum=0.0).sgd(list(network.parameters())).param_groups
+    (plain,) = Training(momentum=0.0).sgd(network).param_groups
     assert not plain["nesterov"]
 
 
@@ -173,7 +198,7 @@ class Noting(Task):
                 name="first",
                 split="train",
                 parameters=[self.first],
-                optimizer=training.sgd([self.first]),
+                optimizer=training.sgd(nn.ParameterList([self.first])),
                 learning_rate_at=training.learning_rate_at,
             ),
             Group(name="second", split="search", parameters=[self.second], optimizer=adam),

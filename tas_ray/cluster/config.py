@@ -16,6 +16,9 @@ from tas_ray.train import Training
 
 Value = str | int | float | bool
 
+LEAST_NETWORKS = 3
+"""Two networks have one order, which says nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -41,6 +44,10 @@ class Resources:
     concurrent_trials: int | None = None
     """Trials that run at the same time. Left out: as many as the cluster holds when the sweep starts."""
 
+    slots: int | None = None
+    """Processes that score the candidates of an evolutionary search, each with a worker's share of the cluster. Left
+    out: as many as the cluster holds when the search starts. The answer does not depend on them."""
+
     max_failures: int = 3
     """How often a trial's workers are started again after a crash, from its latest checkpoint."""
 
@@ -64,6 +71,8 @@ class Resources:
             )
         if self.concurrent_trials is not None and self.concurrent_trials < 1:
             raise ValueError(f"concurrent_trials is {self.concurrent_trials}, but must be at least 1")
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"slots is {self.slots}, but a search is evaluated by at least 1")
         if self.max_failures < 0:
             raise ValueError(f"max_failures is {self.max_failures}, but must be 0 or more")
 
@@ -256,3 +265,34 @@ class Sweep:
                 "name `budgets` (for example 0.5 for half the MACs of the dense network), "
                 'or search "budget" by Optuna, one of the two'
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Which candidates of a run's finished searches are retrained, and how, to see if the scores rank them."""
+
+    networks: int = 12
+    """Networks for each search and budget, one from each of as many equally large strata of scores."""
+
+    epochs: int | None = None
+    """Of each retraining, which is otherwise that of the run, without a teacher. Left out: a fifth of the run's."""
+
+    below: float = 0.15
+    """They use the budget up to this share of it: networks of all costs would be ranked well by their cost alone."""
+
+    budgets: tuple[float, ...] = ()
+    """Budgets of the run, written as they were there. Left out: all."""
+
+    searches: tuple[str, ...] = ()
+    """Names of folders below `searches` in the run's. Left out: all that have finished."""
+
+    resources: Resources = field(default_factory=Resources)
+    """What one retraining gets of the cluster."""
+
+    def __post_init__(self) -> None:
+        if self.networks < LEAST_NETWORKS:
+            raise ValueError(f"networks is {self.networks}, but a rank correlation takes at least {LEAST_NETWORKS}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}, but a network is retrained for at least 1")
+        if not 0 < self.below <= 1:
+            raise ValueError(f"below is {self.below}, but must be a share of the budget above 0 and up to 1")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,61 @@ def keep_config(sweep: Sweep) -> None:
             f"{sweep.folder} holds a run with other settings: {'; '.join(differing)}. "
             "Give this sweep another `run`, or the same settings to go on with that one"
         )
+
+
+def kept_sweep(folder: Path) -> Sweep:
+    """The settings the run in this folder was begun with.
+
+    Raises:
+        ValueError: there is no run in it, another version began it, it was renamed, or it has a method whose class is
+            in no module that was imported.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is not the folder of a run: it has no {CONFIG_FILE}")
+    try:
+        stored = json.loads(path.read_text())["config"]
+        sweep = _rebuilt(Sweep, stored)
+        if json.loads(json.dumps(_plain(sweep))) != stored:
+            raise ValueError("it does not come back as it was")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the settings in {path} cannot be read ({type(error).__name__}: {error}): they are of another version, or "
+            "of classes outside this package; in a program, pass the sweep itself"
+        ) from error
+    assert isinstance(sweep, Sweep)
+    if sweep.run != folder.absolute().name:
+        raise ValueError(f"the run {sweep.run} lies in {folder}: give the folder its name back")
+    return replace(sweep, storage=folder.absolute().parent)
+
+
+def _rebuilt(hint: Any, value: Any) -> Any:
+    """What `_plain` was given, from what it made of it and its annotation."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, dict) and "class" in value:
+        kind = _class_named(value["class"], options)
+        hints = typing.get_type_hints(kind)
+        return kind(
+            **{field.name: _rebuilt(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)}
+        )
+    if isinstance(value, dict):
+        (kind,) = (option for option in options if issubclass(typing.get_origin(option) or option, Mapping))
+        arguments = typing.get_args(kind)
+        return {name: _rebuilt(arguments[1], item) for name, item in value.items()} if arguments else kind(value)
+    if isinstance(value, list):
+        (kind,) = (option for option in options if typing.get_origin(option) is tuple)
+        return tuple(_rebuilt(typing.get_args(kind)[0], item) for item in value)
+    return Path(value) if isinstance(value, str) and Path in options else value
+
+
+def _class_named(name: str, options: Sequence[Any]) -> Any:
+    """The dataclass of this name among the options and all that inherit from them."""
+    found: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
+    for kind in found:  # grows meanwhile
+        if kind.__name__ == name:
+            return kind
+        found += kind.__subclasses__()
+    raise ValueError(f"there is no class {name}")
 
 
 def _plain(value: Any) -> Any:

@@ -16,11 +16,14 @@ from tas_ray import pipeline
 from tas_ray.cluster.config import Range, Sweep, Value
 from tas_ray.data import Dataset
 from tas_ray.methods.baselines import Dense
-from tas_ray.methods.method import Method
+from tas_ray.methods.method import EvolvingMethod, Method
 from tas_ray.pipeline import Trial
 from tas_ray.results import RESULT_FILE
+from tas_ray.supernets import SUPERNET_FILE
 
 TRIALS_FOLDER = "trials"
+SEARCHES_FOLDER = "searches"
+SUPERNETS_FOLDER = "supernets"
 STOPPED_FILE = "stopped.json"
 _ROOTS = ("method", "retrain", "distillation")
 
@@ -43,11 +46,32 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedSearch:
+    """One evolutionary search for all budgets of a method and a seed, whose trials take their architectures from it."""
+
+    supernet: Trial
+    """What `tas_ray.pipeline.prepare` trains, in a folder of its own; searches may share it."""
+
+    method: EvolvingMethod
+    seed: int
+    budgets: tuple[float, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.folder.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepPlan:
     """All trials of a sweep, finished ones too."""
 
     teachers: tuple[Trial, ...]
     """Dense networks; the first one teaches."""
+
+    searches: tuple[SharedSearch, ...]
+    """What has to be searched before the trials that name them."""
 
     trials: tuple[Trial, ...]
     """What is known from the start."""
@@ -75,7 +99,7 @@ def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
     teachers = _teachers(sweep, needed=taught and bool(methods))
     teacher = teachers[0].folder if teachers else None
     bases = [
-        _swept(trial, point) if point else trial
+        _with_search(sweep, _swept(trial, point) if point else trial)
         for method in methods
         for budget in sweep.budgets or (None,)
         for seed in sweep.seeds
@@ -83,8 +107,10 @@ def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
         for point in _points(sweep.grid, trial)
     ]
     studies = [Study(base=base, parameters=_there(parameters, base)) for base in bases]
+    _check_studies(studies)
     plan = SweepPlan(
         teachers=teachers,
+        searches=_searches(bases),
         trials=tuple(study.base for study in studies if not study.parameters),
         studies=tuple(study for study in studies if study.parameters),
     )
@@ -128,6 +154,56 @@ def _trial(sweep: Sweep, method: Method, budget: float | None, seed: int, teache
         holdout=sweep.holdout,
         checkpoint_seconds=sweep.checkpoint_seconds,
     )
+
+
+def _with_search(sweep: Sweep, trial: Trial) -> Trial:
+    """The trial with the folder its architecture will be found in and the supernet that scores it, if that is how."""
+    method = trial.method
+    if not isinstance(method, EvolvingMethod):
+        return trial
+    searched = f"{method.name}-seed{trial.seed}-{_digest(method)}"
+    supernet = f"seed{trial.seed}-{_digest(method.task_settings)}"
+    return replace(
+        trial,
+        searched=sweep.folder / SEARCHES_FOLDER / searched,
+        supernet=sweep.folder / SUPERNETS_FOLDER / supernet / SUPERNET_FILE,
+    )
+
+
+def _searches(trials: Sequence[Trial]) -> tuple[SharedSearch, ...]:
+    shared: dict[Path, list[Trial]] = {}
+    for trial in trials:
+        if trial.searched is not None:
+            shared.setdefault(trial.searched, []).append(trial)
+    return tuple(_shared(folder, group) for folder, group in shared.items())
+
+
+def _shared(folder: Path, trials: Sequence[Trial]) -> SharedSearch:
+    first = trials[0]
+    assert isinstance(first.method, EvolvingMethod)
+    assert first.supernet is not None
+    place = first.supernet.parent
+    return SharedSearch(
+        supernet=replace(first, name=place.name, folder=place, budget=None, supernet=None, searched=None, teacher=None),
+        method=first.method,
+        seed=first.seed,
+        budgets=tuple(dict.fromkeys(trial.budget for trial in trials if trial.budget is not None)),
+        folder=folder,
+    )
+
+
+def _check_studies(studies: Sequence[Study]) -> None:
+    for study in studies:
+        chosen = [path for path in study.parameters if path == "budget" or path.startswith("method.")]
+        if chosen and study.base.searched is not None:
+            raise ValueError(
+                f"{study.base.method.name} searches once for all trials, so Optuna cannot choose {', '.join(chosen)} "
+                'for each: put them into `grid` or `budgets`, and leave Optuna what comes after, as "retrain.epochs"'
+            )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
 
 
 def _swept(base: Trial, values: Mapping[str, Value]) -> Trial:

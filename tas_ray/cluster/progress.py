@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from tas_ray.cluster.metrics import Gauges
 from tas_ray.cluster.plan import STOPPED_FILE
 from tas_ray.cluster.train import ACCURACY, EPOCH, ERROR
-from tas_ray.pipeline import PHASES, Trial
+from tas_ray.pipeline import MEASURED_FILE, PHASES, Trial, read_measured
 from tas_ray.results import RESULT_FILE, read_result, write_atomically, write_leaderboard
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -56,6 +56,10 @@ class Progress(Callback):  # type: ignore[misc]
             write_leaderboard(self._folder)
             seconds = result.search_seconds + result.retrain_seconds
             self._say(ours, f"{result.test_accuracy:.2%} with {result.macs / 1e6:.3g} M MACs in {seconds:.0f} s")
+        elif (ours.folder / MEASURED_FILE).exists():
+            measured = read_measured(ours.folder)
+            accuracy, millions = measured.validation_accuracy, measured.macs / 1e6
+            self._say(ours, f"{accuracy:.2%} unscored, with {millions:.3g} M MACs in {measured.retrain_seconds:.0f} s")
         else:
             stopped = {EPOCH: last.get(EPOCH), ACCURACY: last.get(ACCURACY)}
             write_atomically(ours.folder / STOPPED_FILE, json.dumps(stopped).encode())

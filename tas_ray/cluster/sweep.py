@@ -14,8 +14,9 @@ from tas_ray import data
 from tas_ray.cluster.config import Sweep
 from tas_ray.cluster.cost import Cost, cost_of, typical
 from tas_ray.cluster.folder import claimed, keep_config
-from tas_ray.cluster.plan import STOPPED_FILE, TRIALS_FOLDER, Study, SweepPlan, done, plan_sweep
+from tas_ray.cluster.plan import STOPPED_FILE, TRIALS_FOLDER, SharedSearch, Study, SweepPlan, done, plan_sweep
 from tas_ray.cluster.progress import Progress
+from tas_ray.cluster.searches import run_search, searched
 from tas_ray.cluster.studies import StudySearch, search
 from tas_ray.cluster.train import TRAIN_FOLDER, alive_nodes, check_resources
 from tas_ray.cluster.tuner import Runner, connect
@@ -44,7 +45,7 @@ def sweep(config: Sweep) -> pd.DataFrame:
         work = _left(config, plan, lambda trial: cost_of(trial, dataset))
         print(work.describe(), flush=True)
         failures = _run(config, work) if work.count else {}
-        table = _publish(config.folder)
+        table = publish(config.folder)
     if failures:
         listed = "\n".join(f"  {name}: {why}" for name, why in failures.items())
         raise RuntimeError(f"{len(failures)} trial(s) failed; the same command tries them again:\n{listed}")
@@ -57,6 +58,7 @@ class _Work:
 
     folder: Path
     teachers: Sequence[Trial]
+    searches: Sequence[SharedSearch]
     trials: Sequence[Trial]
     studies: Sequence[tuple[Study, StudySearch, int]]
     cost_of: Callable[[Trial], Cost]
@@ -90,6 +92,7 @@ def _left(config: Sweep, plan: SweepPlan, costs: Callable[[Trial], Cost]) -> _Wo
     return _Work(
         folder=config.folder,
         teachers=[trial for trial in plan.teachers if not done(trial.folder)],
+        searches=[shared for shared in plan.searches if not searched(shared)],
         trials=[trial for trial in plan.trials if not done(trial.folder)],
         studies=[(study, searcher, missing) for study, searcher, missing in studies if missing > 0],
         cost_of=costs,
@@ -111,15 +114,23 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
     runner.fixed(work.teachers)
     if work.teachers and work.teachers[0].name in progress.failures:
         return progress.failures
-    runner.fixed(work.trials)
+    failed = set()
+    for shared in work.searches:
+        try:
+            run_search(shared, config.resources)
+        except (ValueError, RuntimeError) as error:  # other methods do not need it
+            progress.failures[shared.name] = str(error)
+            failed.add(shared.folder)
+    runner.fixed([trial for trial in work.trials if trial.searched not in failed])
     for study, searcher, missing in work.studies:
-        runner.study(study, searcher, missing)
+        if study.base.searched not in failed:
+            runner.study(study, searcher, missing)
     for stopped in config.folder.glob(f"{TRIALS_FOLDER}/*/{STOPPED_FILE}"):
         shutil.rmtree(stopped.parent / TRAIN_FOLDER, ignore_errors=True)
     return progress.failures
 
 
-def _publish(folder: Path) -> pd.DataFrame:
+def publish(folder: Path) -> pd.DataFrame:
     """The leaderboard of what is finished, also as CSV and picture; empty where nothing is."""
     if not read_results(folder):
         return pd.DataFrame()

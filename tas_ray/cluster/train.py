@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,8 +20,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from tas_ray import pipeline
 from tas_ray.cluster.config import Resources
 from tas_ray.cluster.metrics import Gauges
-from tas_ray.pipeline import Trial
+from tas_ray.pipeline import MEASURED_FILE, Measured, Trial, read_measured
 from tas_ray.results import RESULT_FILE, Result, read_result
+from tas_ray.supernets import SUPERNET_FILE
 from tas_ray.workers import Checkpoints, Workers, read_state, write_state
 
 STATE_FILE = "state.pt"
@@ -46,18 +47,21 @@ def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) 
         ValueError: not even one trial fits, however long it waits: a worker is larger than every node, or there is
             no room for all of its workers.
     """
-    need = resources.per_worker
-    rooms = [
-        min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need.items()) for node in nodes
-    ]
-    trials = sum(rooms) // resources.least_workers
+    need, room = resources.per_worker, slots_of(resources, nodes)
+    trials = room // resources.least_workers
     if trials:
         return trials
     shapes = ", ".join(_amounts(node, need) for node in nodes) or "no node"
     raise ValueError(
         f"a trial needs {resources.least_workers} worker(s) of {_amounts(need, need)}, but this cluster has room for "
-        f"{sum(rooms)}: its nodes have {shapes}. Ask for fewer or smaller workers (--resources), or add nodes"
+        f"{room}: its nodes have {shapes}. Ask for fewer or smaller workers (--resources), or add nodes"
     )
+
+
+def slots_of(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many processes of a worker's size the nodes hold."""
+    need = resources.per_worker.items()
+    return sum(min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need) for node in nodes)
 
 
 def _copies(there: float, amount: float, whole: bool) -> int:
@@ -101,21 +105,26 @@ class RayCheckpoints(Checkpoints):
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
+Job = Callable[[Trial, Workers, Checkpoints, pipeline.Report], object]
+
+
 class _Work(TypedDict):
+    job: Job
     trial: Trial
     threads: int
 
 
-def _train(work: _Work) -> Result | str:
-    """What every worker runs: the trial's result, or what the caller did wrong (which no second start would heal)."""
+def _train(work: _Work) -> str | None:
+    """What every worker runs; returns what the caller did wrong, if anything (which no second start would heal)."""
     torch.set_num_threads(work["threads"])
     context = ray.train.get_context()
     workers = Workers(rank=context.get_world_rank(), world=context.get_world_size(), device=get_device())
     show = partial(Gauges().epoch, work["trial"])
     try:
-        return pipeline.run(work["trial"], workers, RayCheckpoints(), show)
+        work["job"](work["trial"], workers, RayCheckpoints(), show)
     except ValueError as error:
         return str(error)
+    return None
 
 
 def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.UserCallback] = ()) -> Result:
@@ -128,22 +137,49 @@ def launch(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.Use
         ValueError: the caller's mistake, found in a worker.
         ray.train.TrainingFailedError: the workers crashed more often than `resources.max_failures`.
     """
+    _launch(pipeline.run, RESULT_FILE, trial, resources, callbacks)
+    return read_result(trial.folder / RESULT_FILE)
+
+
+def launch_measurement(
+    trial: Trial, resources: Resources, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> Measured:
+    """Retrains a trial that is measured only (`tas_ray.pipeline.measure`) in the same way.
+
+    Raises:
+        ValueError, ray.train.TrainingFailedError: see `launch`.
+    """
+    _launch(pipeline.measure, MEASURED_FILE, trial, resources, callbacks)
+    return read_measured(trial.folder)
+
+
+def launch_supernet(trial: Trial, resources: Resources, callbacks: Sequence[ray.train.UserCallback] = ()) -> Path:
+    """Trains the supernet of a trial's method in the same way (`tas_ray.pipeline.prepare`), and returns its file.
+
+    Raises:
+        ValueError, ray.train.TrainingFailedError: see `launch`.
+    """
+    _launch(pipeline.prepare, SUPERNET_FILE, trial, resources, callbacks)
+    return trial.folder / SUPERNET_FILE
+
+
+def _launch(
+    job: Job, made: str, trial: Trial, resources: Resources, callbacks: Sequence[ray.train.UserCallback]
+) -> None:
+    """Runs a job on workers until the file that it makes is in the trial's folder."""
     storage = trial.folder / TRAIN_FOLDER
     storage.mkdir(parents=True, exist_ok=True)
     with (storage / LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a study may suggest the same values twice; the second waits for the first
-        if (trial.folder / RESULT_FILE).exists():
-            outcome: Result | str = read_result(trial.folder / RESULT_FILE)
-        else:
-            outcome = _trainer(trial, resources, storage, callbacks).fit().return_value
-        if isinstance(outcome, str):
-            raise ValueError(outcome)
+        if not (trial.folder / made).exists():
+            mistake = _trainer(job, trial, resources, storage, callbacks).fit().return_value
+            if mistake is not None:
+                raise ValueError(mistake)
         shutil.rmtree(storage, ignore_errors=True)
-        return outcome
 
 
 def _trainer(
-    trial: Trial, resources: Resources, storage: Path, callbacks: Sequence[ray.train.UserCallback]
+    job: Job, trial: Trial, resources: Resources, storage: Path, callbacks: Sequence[ray.train.UserCallback]
 ) -> TorchTrainer:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -151,7 +187,7 @@ def _trainer(
     _set_aside_unreadable(storage / name)
     return TorchTrainer(
         _train,
-        train_loop_config=_Work(trial=trial, threads=max(1, int(resources.cpus_per_worker))),
+        train_loop_config=_Work(job=job, trial=trial, threads=max(1, int(resources.cpus_per_worker))),
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=_scaling(resources),
         run_config=ray.train.RunConfig(

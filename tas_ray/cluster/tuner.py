@@ -21,7 +21,7 @@ from tas_ray.cluster.plan import Study
 from tas_ray.cluster.progress import Progress
 from tas_ray.cluster.stopping import EarlyStopping
 from tas_ray.cluster.studies import StudySearch
-from tas_ray.cluster.train import ACCURACY, ERROR, launch
+from tas_ray.cluster.train import ACCURACY, ERROR, launch, launch_measurement
 from tas_ray.pipeline import Trial
 
 TUNE_FOLDER = "tune"
@@ -129,7 +129,8 @@ def _run_trial(config: dict[str, Any], trial_of: TrialOf, resources: Resources) 
     """What a trial of Tune does: launches its Train run, and says how that ended."""
     trial = trial_of(config)
     try:
-        result = launch(trial, resources, [TuneReportCallback()])
+        run = launch if trial.unscored is None else launch_measurement
+        result = run(trial, resources, [TuneReportCallback()])
     except (ValueError, ray.train.TrainingFailedError) as error:  # Tune tries again only what it lost itself
         (trial.folder / ERROR_FILE).write_text(str(error))
         tune.report({ERROR: _short(error), ACCURACY: 0.0})

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tas_ray.choices import Architecture, Depth
-from tas_ray.methods.method import Method, SearchTask
+from tas_ray.methods.method import ProposingMethod, SearchTask
 from tas_ray.space import Budget, SearchSpace
 
 BISECTIONS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense(Method):
+class Dense(ProposingMethod):
     """The unpruned network: the teacher of all others, and the row they are compared with."""
 
     name: ClassVar[str] = "dense"
@@ -24,7 +24,7 @@ class Dense(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Method):
+class Uniform(ProposingMethod):
     """Every width times one ratio, all blocks kept: the largest such network within the budget.
 
     TAS calls it pre-defined (section 4.4). Its widths need not be candidates of the search.
@@ -67,7 +67,7 @@ def scaled(space: SearchSpace, ratio: float) -> Architecture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(ProposingMethod):
     """One random architecture of the space that uses the budget up to a tolerance (TAS, section 4.4)."""
 
     name: ClassVar[str] = "random"
@@ -86,7 +86,7 @@ class Random(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(Method):
+class Given(ProposingMethod):
     """One architecture from outside: found earlier, published, or drawn up by hand."""
 
     name: ClassVar[str] = "given"

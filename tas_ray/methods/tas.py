@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tas_ray.choices import Architecture, Choice, Depth, Size, StageOutput, Width, full
 from tas_ray.methods.decode import Scores, argmax, most_likely
-from tas_ray.methods.method import Method, SearchTask
+from tas_ray.methods.method import ProposingMethod, SearchTask
 from tas_ray.methods.supernet import DrawnDepth, DrawnWidth, FixedSupernet, Supernet
 from tas_ray.randomness import generator
 from tas_ray.space import Budget, SearchSpace
@@ -33,7 +33,7 @@ MILLION = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tas(Method):
+class Tas(ProposingMethod):
     """The search's settings; the defaults are those behind the published CIFAR results."""
 
     name: ClassVar[str] = "tas"
@@ -312,7 +312,8 @@ class ExpectedMacs(nn.Module):
             constants.append(size)
             return len(names) + len(constants) - 1
 
-        inputs, outputs = [index(row.c_in) for row in rows], [index(row.c_out) for row in rows]
+        inputs = [index(1 if row.depthwise else row.c_in) for row in rows]
+        outputs = [index(row.c_out) for row in rows]
         self.inputs: Int[Tensor, " rows"]
         self.outputs: Int[Tensor, " rows"]
         self.kept: Int[Tensor, " rows"]

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,8 +228,8 @@ def _show_latency(table: LatencyTable, space: SearchSpace, console: Console) -> 
         f"{conditions.batch_size} images of {conditions.dtype} on {conditions.device} "
         f"({conditions.threads} CPU threads): {smallest:.4g} ms through the smallest network of {space.name}, "
         f"{dense:.4g} ms through the dense one",
-        f"predicted: {constant:.3g} ms + {scale:.3g} x the sum over layers, of which {len(table.layers)} were measured; "
-        f"on {len(errors)} other networks off by {np.median(errors):.1%} (median), {errors.max():.1%} (most)",
+        f"predicted: {constant:.3g} ms + {scale:.3g} x the sum over layers ({len(table.layers)} were measured); on "
+        f"{len(errors)} other networks off by {np.median(errors):.1%} (median), {errors.max():.1%} (most)",
         sep="\n",
         soft_wrap=True,
     )
@@ -497,7 +497,7 @@ def method_named(name: MethodName, tas: Tas, metapruning: MetaPruning) -> Method
         case "metapruning":
             return metapruning
         case "random-search":
-            return RandomSearch(**{f.name: getattr(metapruning, f.name) for f in fields(metapruning)})
+            return RandomSearch.beside(metapruning)
         case "uniform":
             return Uniform()
         case "random":

@@ -544,15 +544,15 @@ class Search:
     def _bounds(self, budget: int) -> str:
         bounds = [("MACs", self._budgets[budget].least, self._budgets[budget].most)]
         return " and ".join(
-            f"{least:,} to {most:,} {name}".replace(",", " ")
+            f"{_spaced(least)} to {_spaced(most)} {name}"
             for name, least, most in bounds + [(c.name, c.least, c.most) for c in self._constraints]
         )
 
     def _unreachable(self, budget: int) -> str:
         """What to say of a budget that admits nothing that was found."""
         nearest = self._values(self._nearest[budget][None])
-        costs = [f"{self._space.cost.macs(nearest)[0]:,} MACs".replace(",", " ")]
-        costs += [f"{self._cost(c, nearest)[0]:,} {c.name}".replace(",", " ") for c in self._constraints]
+        costs = [f"{_spaced(int(self._space.cost.macs(nearest)[0]))} MACs"]
+        costs += [f"{_spaced(float(self._cost(c, nearest)[0]))} {c.name}" for c in self._constraints]
         return (
             f"no architecture of {self._space.name} was found with {self._bounds(budget)}; the nearest has "
             f"{' and '.join(costs)}: widen the bounds"
@@ -582,3 +582,7 @@ def crossings(parents: Genes, count: int, random: Draws) -> Genes:
 def distance(costs: np.ndarray, least: float | int, most: float | int) -> Float[np.ndarray, " candidates"]:
     """By how much costs lie outside of bounds, relative to these; 0 inside."""
     return np.maximum(costs - most, 0) / max(most, 1) + np.maximum(least - costs, 0) / max(least, 1)
+
+
+def _spaced(number: float | int) -> str:
+    return f"{number:,.0f}".replace(",", " ") if float(number).is_integer() else f"{number:.6g}"

@@ -6,10 +6,12 @@ the share that they put in opposite orders, ties accounted for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import kendalltau
 
 from tas_ray.choices import Architecture
@@ -98,9 +100,15 @@ def kendall(scores: Sequence[float], accuracies: Sequence[float], *, seed: int) 
     for name, values, way_out in (("score", x, "sample others"), ("accuracy", y, "retrain for more `epochs`")):
         if len(np.unique(values)) < 2:
             raise ValueError(f"all {len(values)} networks have the same {name}, {values[0]:.4g}: {way_out}")
-    found = kendalltau(x, y)
+    x_order, y_order = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
     rows = np.random.default_rng(seed_of("bootstrap", seed)).integers(len(x), size=(RESAMPLES, len(x)))
-    resampled = [kendalltau(x[i], y[i]).statistic for i in rows if len(np.unique(x[i])) > 1 < len(np.unique(y[i]))]
+    resampled = [_tau_b(x_order[np.ix_(row, row)], y_order[np.ix_(row, row)]) for row in rows]
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Tau(float(found.statistic), float(low), float(high), float(found.pvalue))
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])  # a resample may have no order
+    return Tau(_tau_b(x_order, y_order), float(low), float(high), float(kendalltau(x, y).pvalue))
+
+
+def _tau_b(x_order: Float[np.ndarray, "networks networks"], y_order: Float[np.ndarray, "networks networks"]) -> float:
+    """Tau-b of two orders, given as the signs of all pairwise differences; NaN if one of them has only ties."""
+    ordered = (x_order**2).sum() * (y_order**2).sum()
+    return float((x_order * y_order).sum() / np.sqrt(ordered)) if ordered else math.nan

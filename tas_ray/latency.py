@@ -72,7 +72,7 @@ class Measurement:
     """Candidates of each width that layers are measured at, spread evenly, both ends among them."""
 
     networks: int = 16
-    """Whole networks measured to calibrate the sum of layers, and as many others to tell its error."""
+    """Whole networks measured to calibrate the sum of layers, and about as many others to tell its error."""
 
     repeats: int = 20
     """Timings in a row that have to be no shorter before the shortest is believed."""
@@ -243,7 +243,7 @@ class LatencyTable:
             ValueError: there is no such file, or it is no such table, or its times have different conditions.
         """
         try:
-            table = pd.read_csv(path, float_precision="round_trip", dtype=COLUMNS)
+            table = pd.read_csv(path, dtype=COLUMNS)
             conditions = table[CONDITIONS].drop_duplicates().to_dict("records")
             if len(conditions) != 1:
                 raise ValueError(f"its times were measured under {len(conditions)} different conditions, not one")
@@ -358,7 +358,7 @@ def measure(
     architectures = _chosen(space, 2 * settings.networks)
     table, saved = known, time.monotonic()
     for table in _measured(space, _shuffled(sorted(layers)), architectures, known, rig):
-        on_progress(len(table.layers) + len(table.networks), len(layers) + len(architectures))
+        on_progress(len(table.layers) + len(table.networks), len(layers | known.layers.keys()) + len(architectures))
         if time.monotonic() - saved >= SECONDS_BETWEEN_SAVES:
             table.write(draft)
             saved = time.monotonic()
@@ -415,7 +415,7 @@ def _measured(
     rig: _Rig,
 ) -> Iterator[LatencyTable]:
     """The table with one more time after the other, those known already first."""
-    times = {layer: known.layers[layer] for layer in layers if layer in known.layers}
+    times = dict(known.layers)
     table = LatencyTable(known.conditions, times, ())
     for layer in layers:
         if layer not in times:
@@ -447,7 +447,7 @@ def _chosen(space: SearchSpace, count: int) -> dict[Architecture, Use]:
     Raises:
         ValueError: there are fewer than 4.
     """
-    counts = np.array([len(choice.options) for choice in space.choices])
+    counts = np.array([len(choice.options) for choice in space.choices], dtype=np.int64)
     chosen = {_identity(space, architecture): architecture for architecture in (space.smallest, space.dense)}
     for number in range(TRIES * count):
         if len(chosen) == count:

@@ -28,10 +28,10 @@ class Limit:
     on every node, predicts; or the numbers that a function `package.module:function` returns for a space and a
     population, such as search_spaces.metapruning:flops."""
 
-    most: float = math.inf
+    most: float | int = math.inf
     """The upper bound."""
 
-    least: float = 0
+    least: float | int = 0
     """The lower bound."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from tas_ray.export import ARCHITECTURE_FILE, Blueprint, load_blueprint, save_bl
 from tas_ray.results import Result, read_result, write_result
 from tas_ray.space import SpaceConfig
 
-VERBS = ("describe", "search", "retrain", "sweep", "fidelity", "leaderboard", "quickstart")
+VERBS = ("describe", "latency", "search", "retrain", "sweep", "fidelity", "leaderboard", "quickstart")
 TINY = "search_spaces.tiny:tiny"
 SHORT_SEARCH = ["--tas.search.epochs", "1", "--tas.search.batch-size", "128"]
 SHORT_TRAINING = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "128"]

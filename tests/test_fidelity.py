@@ -41,16 +41,17 @@ def naive_tau(x: list[float], y: list[float]) -> float:
 
 
 def test_tau_is_what_its_definition_says() -> None:
-    assert kendall([1, 2, 3, 4], [0.1, 0.2, 0.4, 0.3], seed=0).tau == pytest.approx(4 / 6)
-    assert kendall([1, 2, 3], [0.3, 0.2, 0.1], seed=0).tau == -1
+    assert kendall([1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.4, 0.3], seed=0).tau == pytest.approx(4 / 6)
+    assert kendall([1.0, 2.0, 3.0], [0.3, 0.2, 0.1], seed=0).tau == -1
     random = np.random.default_rng(0)
     for _ in range(20):
-        x, y = random.integers(6, size=9).tolist(), random.integers(4, size=9).tolist()
+        x, y = (random.integers(most, size=9).astype(float).tolist() for most in (6, 4))
         assert kendall(x, y, seed=0).tau == pytest.approx(naive_tau(x, y))
 
 
 def test_p_is_exact_where_nothing_is_tied() -> None:
-    assert kendall([1, 2, 3, 4], [1, 2, 3, 4], seed=0).p == pytest.approx(2 / 24)  # 2 of 4! orders are as extreme
+    rising = [1.0, 2.0, 3.0, 4.0]
+    assert kendall(rising, rising, seed=0).p == pytest.approx(2 / 24)  # 2 of 4! orders are as extreme
 
 
 def test_the_interval_holds_the_tau_narrows_with_more_networks_and_is_always_the_same() -> None:
@@ -74,7 +75,10 @@ def test_scores_that_say_nothing_have_zero_in_the_interval_about_as_often_as_it_
 
 @pytest.mark.parametrize(
     ("scores", "accuracies", "message"),
-    [([0.5] * 4, [1, 2, 3, 4], "the same score, 0.5"), ([1, 2, 3, 4], [0.1] * 4, "the same accuracy, 0.1: retrain")],
+    [
+        ([0.5] * 3, [0.1, 0.2, 0.3], "the same score, 0.5"),
+        ([1.0, 2.0, 3.0], [0.1] * 3, "the same accuracy, 0.1: retrain"),
+    ],
 )
 def test_what_has_no_order_has_no_tau(scores: list[float], accuracies: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -89,7 +93,7 @@ def networks(scores: list[float]) -> list[ScoredNetwork]:
 
 
 def test_one_network_comes_from_each_quantile_of_the_scores() -> None:
-    scores = np.random.default_rng(0).permutation(np.arange(40) ** 3).tolist()
+    scores = np.random.default_rng(0).permutation(np.arange(40.0) ** 3).tolist()
     chosen = [network.score for network in stratified(networks(scores), 8, seed=1)]
     ranks = [sorted(scores).index(score) for score in chosen]
     assert [rank // 5 for rank in ranks] == list(range(8))

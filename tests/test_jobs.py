@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import five_budgets, quickstart, tas_cifar, tas_imagenet
+from jobs import five_budgets, metapruning_cifar, metapruning_imagenet, quickstart, tas_cifar, tas_imagenet
 from tas_ray import data
 from tas_ray.cli import MISTAKE, job
 from tas_ray.cluster.config import Sweep
@@ -69,6 +69,39 @@ def test_a_short_run_says_so_in_its_name_and_teaches_the_logits_faster():
     assert len(planned(sweep, 10, 32).trials) == 6
 
 
+@pytest.mark.parametrize(
+    ("network", "epochs", "batch_size", "rate", "decay"),
+    [
+        ("mobilenet_v1", (64, 256), (512, 1024), (0.25, 0.5), (4e-5, 4e-5)),
+        ("mobilenet_v2", (64, 256), (512, 1024), (0.25, 0.5), (0.0, 4e-5)),
+        ("resnet50", (32, 128), (256, 512), (0.1, 0.2), (1e-4, 1e-4)),
+    ],
+)
+def test_the_imagenet_runs_of_metapruning_are_the_papers(network, epochs, batch_size, rate, decay):
+    sweep = metapruning_imagenet.metapruning_imagenet(network=network, path=DATA)
+    plan = planned(sweep, 1000, 224)
+    (search,) = plan.searches
+    assert search.budgets == sweep.budgets
+    trainings = (search.method.training, sweep.retrain)
+    assert tuple(t.epochs for t in trainings) == epochs
+    assert tuple(t.batch_size for t in trainings) == batch_size
+    assert tuple(t.learning_rate for t in trainings) == rate
+    assert tuple(t.weight_decay for t in trainings) == decay
+    assert {(t.momentum, t.nesterov, t.label_smoothing, t.warmup_epochs) for t in trainings} == {(0.9, False, 0.1, 0)}
+    assert sweep.distillation is None
+
+
+@pytest.mark.parametrize("network", metapruning_cifar.SPACES)
+def test_one_pruning_net_and_one_search_serve_all_budgets_on_cifar(network):
+    sweep = metapruning_cifar.metapruning_cifar(network=network, path=DATA)
+    plan = planned(sweep, 10, 32)
+    assert [search.method.name for search in plan.searches] == ["metapruning", "random-search"]
+    assert len({search.supernet.folder for search in plan.searches}) == 1
+    assert all(search.budgets == (0.25, 0.5, 0.75) for search in plan.searches)
+    names = [trial.method.name for trial in plan.trials]
+    assert names == [name for name in ("metapruning", "random-search", "tas", "uniform", "random") for _ in range(3)]
+
+
 def test_a_run_of_one_epoch_is_possible():
     sweep = tas_cifar.tas_cifar(path=DATA, search_epochs=1, epochs=1)
     assert sweep.retrain.warmup_epochs == 0
@@ -82,9 +115,10 @@ def test_five_budgets_are_planned_for_every_method_and_seed():
     assert sweep.space.options == {"published": False}
 
 
-def test_the_quickstart_is_ten_trainings():
+def test_the_quickstart_is_thirteen_trainings_and_a_search():
     plan = planned(quickstart.quickstart(), 10, 8)
-    assert len(plan.teachers) + len(plan.trials) == 10
+    assert len(plan.teachers) + len(plan.trials) == 13
+    assert len(plan.searches) == 1
 
 
 @pytest.mark.parametrize(

@@ -201,10 +201,10 @@ class EvolutionaryPopulationScheduler(FIFOScheduler):  # type: ignore[misc]
         return self.NOOP  # `choose_trial_to_run` stops all
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        self.failure = _last_line(trial)
-        print(f"          slot {trial.trial_id} failed: {self.failure}", flush=True)
         trial.set_config({})  # when it starts again, others may have its share
         with self._error_kept():
+            self.failure = _last_line(trial)
+            print(f"          slot {trial.trial_id} failed: {self.failure}", flush=True)
             self._shares.lost(trial.trial_id, self.failure)
 
     def debug_string(self) -> str:

@@ -8,7 +8,7 @@ trained from scratch. Where the reference code and common sense differ, the choi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -119,6 +119,11 @@ class RandomSearch(MetaPruning):
     """As many random architectures, scored by the same PruningNet: what evolution has to beat."""
 
     name: ClassVar[str] = "random-search"
+
+    @classmethod
+    def beside(cls, method: MetaPruning) -> RandomSearch:
+        """The random search with the PruningNet and the number of candidates of `method`."""
+        return cls(**{setting.name: getattr(method, setting.name) for setting in fields(method)})
 
     @property
     def _evolution(self) -> Evolution:

@@ -9,7 +9,8 @@ from search_spaces.tiny import tiny
 from tas_ray.choices import Architecture, Candidates
 from tas_ray.data import DataConfig, Dataset, load
 from tas_ray.methods.baselines import Dense, Given, Random, Uniform
-from tas_ray.methods.method import Method, SearchTask
+from tas_ray.methods.metapruning import MetaPruning, RandomSearch
+from tas_ray.methods.method import ProposingMethod, SearchTask
 from tas_ray.methods.tas import Tas
 from tas_ray.space import Budget, SearchSpace
 from tas_ray.train import Training, fit
@@ -34,7 +35,7 @@ SPACES = {
         name="rounded", define=tiny().define, image_size=8, classes=10, candidates=Candidates(multiple=4)
     ),
 }
-METHODS: dict[str, Method] = {
+METHODS: dict[str, ProposingMethod] = {
     "dense": Dense(),
     "uniform": Uniform(),
     "random": Random(),
@@ -67,7 +68,7 @@ def digits() -> Dataset:
 
 
 def a_search(
-    method: Method, space: SearchSpace, digits: Dataset, seed: int, share: float = 0.55
+    method: ProposingMethod, space: SearchSpace, digits: Dataset, seed: int, share: float = 0.55
 ) -> tuple[Budget, SearchTask | None, Architecture | ValueError]:
     """The budget, what was trained, and what was proposed, or the refusal."""
     budget = space.budget(1.0 if isinstance(method, Dense) else share, window=method.window)
@@ -89,7 +90,7 @@ def a_search(
         return budget, task, error
 
 
-def for_space(name: str, space: SearchSpace) -> Method:
+def for_space(name: str, space: SearchSpace) -> ProposingMethod:
     if name != "given":
         return METHODS[name]
     return Given(architecture=space.sample(space.budget(0.5), seed=9))
@@ -145,4 +146,4 @@ def assert_equal_states(first: dict[str, torch.Tensor], second: dict[str, torch.
 
 
 def test_methods_have_names_of_their_own() -> None:
-    assert len({method.name for method in (Dense, Uniform, Random, Given, Tas)}) == 5
+    assert len({method.name for method in (Dense, Uniform, Random, Given, Tas, MetaPruning, RandomSearch)}) == 7

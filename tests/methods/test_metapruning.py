@@ -1,11 +1,11 @@
-"""MetaPruning: its PruningNet's published sizes, what it is trained on, and the search in one process from end to end."""
+"""MetaPruning: its PruningNet's published sizes, what it is trained on, the search in one process from end to end."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +220,7 @@ def test_a_trained_supernet_serves_another_budget(finished: Trial, tmp_path: Pat
 
 
 def test_random_search_scores_as_many(finished: Trial, tmp_path: Path) -> None:
-    settings = {field.name: getattr(METHOD, field.name) for field in fields(METHOD)}
-    trial = a_trial(tmp_path, method=RandomSearch(**settings), supernet=finished.folder / SUPERNET_FILE)
+    trial = a_trial(tmp_path, method=RandomSearch.beside(METHOD), supernet=finished.folder / SUPERNET_FILE)
     run_here(trial)
     result = read_result(tmp_path / "result.json")
     assert (result.method, result.evaluations, len(scores(tmp_path))) == ("random-search", 24, 24)

@@ -1,0 +1,122 @@
+"""Evolving methods in a sweep: one supernet, one search for all budgets, the same answer whatever is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import torch
+from ray.util.state import list_actors
+
+from tas_ray.cluster.config import Optuna, Range, Resources, Sweep
+from tas_ray.cluster.plan import SEARCHES_FOLDER, SUPERNETS_FOLDER, plan_sweep
+from tas_ray.cluster.sweep import sweep
+from tas_ray.data import load
+from tas_ray.evaluation import Evaluation
+from tas_ray.evolution import Evolution
+from tas_ray.methods.baselines import Uniform
+from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
+from tas_ray.pipeline import WINNERS_FILE
+from tests.cluster.kills import wait_for
+from tests.cluster.settings import settings
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+METHOD = MetaPruning(
+    supernet=replace(published_training(), epochs=12, batch_size=32, learning_rate=0.1),
+    hidden=16,
+    sampler="even",
+    evaluation=Evaluation(calibration_images=200, images=200),
+    evolution=Evolution(population=8, parents=3, mutations=4, crossovers=4, generations=3),
+)
+
+
+def config(folder: Path, *, slots: int, workers: int = 1) -> Sweep:
+    return settings(
+        folder,
+        methods=(METHOD, RandomSearch.beside(METHOD), Uniform()),
+        budgets=(0.3, 0.6),
+        resources=Resources(slots=slots, workers=workers),
+    )
+
+
+def scores(folder: Path) -> dict[str, str]:
+    """The lines of every search's journal without their times, by name of the search."""
+    return {
+        journal.parent.name: "\n".join(
+            sorted(line.split(', "seconds"')[0] for line in journal.read_text().splitlines())
+        )
+        for journal in (folder / SEARCHES_FOLDER).glob("*/scores-*.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def quiet(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, pd.DataFrame]:
+    """A finished sweep whose searches had one slot and met no accident."""
+    work = config(tmp_path_factory.mktemp("quiet"), slots=1)
+    return work, sweep(work)
+
+
+def test_one_supernet_and_one_search_a_method_serve_all_budgets(quiet: tuple[Sweep, pd.DataFrame]) -> None:
+    work, table = quiet
+    assert table["method"].value_counts().to_dict() == {"metapruning": 2, "random-search": 2, "uniform": 2}
+    assert (table["macs"] <= table["budget_macs"]).all()
+    assert table.set_index("method")["evaluations"].dropna().to_dict() == {"metapruning": 48, "random-search": 48}
+    (supernet,) = (work.folder / SUPERNETS_FOLDER).iterdir()
+    assert {file.name for file in supernet.iterdir()} == {"supernet.pt"}
+    assert len(scores(work.folder)) == 2
+
+
+def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
+    quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path
+) -> None:
+    work = config(tmp_path, slots=2)
+    killed = threading.Event()
+
+    def kill_a_slot() -> None:
+        wait_for("a score", lambda: any(scores(work.folder).values()))
+        slots = [("class_name", "=", "_Slot"), ("state", "=", "ALIVE")]
+        for actor in list_actors(ray.get_runtime_context().gcs_address, filters=slots, detail=True)[:1]:
+            os.kill(actor.pid, signal.SIGKILL)
+            killed.set()
+
+    thread = threading.Thread(target=kill_a_slot)
+    thread.start()
+    table = sweep(work)
+    thread.join()
+    assert killed.is_set()
+    assert scores(work.folder) == scores(quiet[0].folder)
+    columns = ["trial", "architecture", "macs", "test_accuracy", "search_accuracy"]
+    pd.testing.assert_frame_equal(table[columns], quiet[1][columns])
+
+
+def test_a_search_that_lost_its_winners_is_answered_from_its_journal(quiet: tuple[Sweep, pd.DataFrame]) -> None:
+    work, _ = quiet
+    before = scores(work.folder)
+    stamps = {path: path.stat().st_mtime_ns for path in work.folder.glob("*/*/scores-*")}
+    found = {path: path.read_text() for path in work.folder.glob(f"{SEARCHES_FOLDER}/*/{WINNERS_FILE}")}
+    for path in found:
+        path.unlink()
+    for folder in (work.folder / "trials").glob("*-0.3-seed0"):
+        (folder / "result.json").unlink()
+    sweep(work)
+    assert {path: path.read_text() for path in found} == found
+    assert scores(work.folder) == before
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_optuna_may_not_choose_what_is_searched_once(tmp_path: Path) -> None:
+    work = settings(
+        tmp_path,
+        methods=(METHOD,),
+        optuna=Optuna(parameters={"method.hidden": Range(low=8, high=16)}, trials=2),
+        holdout=True,
+    )
+    with pytest.raises(ValueError, match=r"metapruning searches once for all trials.*method\.hidden"):
+        plan_sweep(work, load(work.data, torch.device("cpu")))

@@ -142,6 +142,13 @@ def test_the_command_starts_without_importing_ray():
 # describe
 
 
+def test_describe_tells_depthwise_layers_from_others(capsys):
+    main(["describe", "search_spaces.mobilenet_v1:mobilenet_v1"])
+    text = capsys.readouterr().out
+    assert text.count("3x3 depthwise") == 13
+    assert text.count("3x3") == 14
+
+
 def test_describe_shows_the_dense_networks_layers_and_costs(capsys):
     main(["describe", TINY, "--budgets", "0.5", "100000"])
     text = capsys.readouterr().out

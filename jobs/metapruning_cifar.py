@@ -4,6 +4,7 @@ One PruningNet answers for all budgets. All networks found are retrained by the 
 `--search-epochs` shorten it, which shows in the name of the run.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from tas_ray.data import DataConfig
 from tas_ray.evaluation import Evaluation
 from tas_ray.evolution import Evolution
 from tas_ray.methods.baselines import Random, Uniform
-from tas_ray.methods.metapruning import MetaPruning, RandomSearch
+from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
 from tas_ray.methods.tas import Tas
 from tas_ray.space import SpaceConfig
 from tas_ray.train import Training
@@ -68,17 +69,8 @@ def metapruning_cifar(
         resources: What a trial gets; --gpus-per-worker 0 trains on CPUs.
     """
     retrain = Training(epochs=epochs, warmup_epochs=min(5, epochs // 10))
-    supernet = Training(
-        epochs=max(3, epochs // 4),
-        warmup_epochs=0,
-        learning_rate=0.125,
-        schedule="linear",
-        nesterov=False,
-        weight_decay=0.0,
-        label_smoothing=0.1,
-    )
     metapruning = MetaPruning(
-        supernet=supernet,
+        supernet=replace(published_training(), epochs=max(3, epochs // 4), batch_size=256, learning_rate=0.125),
         sampler="even",
         evaluation=Evaluation(calibration_images=calibration_images, images=scored_images),
         evolution=Evolution(

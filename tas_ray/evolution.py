@@ -235,6 +235,16 @@ class Search:
         """How many candidates have been scored."""
         return int(self._told[: self._count].sum())
 
+    @property
+    def most(self) -> int:
+        """How many candidates it scores at most."""
+        return len(self._budgets) * self._settings.population * self._settings.generations
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """What it searches for, in the order of their places."""
+        return self._budgets
+
     def best(self, budget: int, count: int = 1) -> list[Scored]:
         """Up to `count` of all scored candidates that a budget (its place among them) admits, the best first."""
         return [

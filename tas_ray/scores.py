@@ -187,9 +187,6 @@ class Progress:
     """Says how far a search is, at most once a second."""
 
     def __init__(self, search: Search, say: OnProgress) -> None:
-        plan = search.state()
-        self._budgets = len(plan["budgets"])
-        self._total = self._budgets * plan["settings"]["population"] * plan["settings"]["generations"]
         self._search = search
         self._say = say
         self._began = time.monotonic()
@@ -203,9 +200,10 @@ class Progress:
     def now(self) -> None:
         """Says it."""
         self._said = time.monotonic()
-        best = [max((one.score for one in self._search.best(i)), default=math.nan) for i in range(self._budgets)]
+        search = self._search
+        best = [max((one.score for one in search.best(i)), default=math.nan) for i in range(len(search.budgets))]
         shown = [score if math.isfinite(score) else math.nan for score in best]
-        self._say(self._search.evaluated, self._total, shown, self._said - self._began)
+        self._say(search.evaluated, search.most, shown, self._said - self._began)
 
 
 def search_here(search: Search, evaluate: Evaluate, journal: Journal, on_progress: OnProgress) -> None:

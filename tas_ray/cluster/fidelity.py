@@ -14,9 +14,9 @@ from tas_ray.cluster.cost import cost_of
 from tas_ray.cluster.folder import claimed
 from tas_ray.cluster.plan import SharedSearch, plan_sweep
 from tas_ray.cluster.progress import Progress
+from tas_ray.cluster.resources import alive_nodes, check_resources
 from tas_ray.cluster.searches import searched
 from tas_ray.cluster.sweep import publish
-from tas_ray.cluster.train import alive_nodes, check_resources
 from tas_ray.cluster.tuner import Runner, connect
 from tas_ray.data import Dataset
 from tas_ray.fidelity import ScoredNetwork, comparable, kendall, stratified

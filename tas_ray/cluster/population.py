@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import textwrap
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from tas_ray.choices import Architecture
 from tas_ray.cluster.folder import claimed
+from tas_ray.cluster.progress import last_line
+from tas_ray.cluster.resources import alive_nodes, check_slots
 from tas_ray.cluster.shares import Share, Shares
-from tas_ray.cluster.train import _amounts, _copies, alive_nodes
 from tas_ray.cluster.tuner import ACTOR_RESTARTS, TUNE_FOLDER, connect
 from tas_ray.evolution import Search
 from tas_ray.scores import (
@@ -90,22 +90,6 @@ def search_population(
             _run(scheduler, evaluate, folder / TUNE_FOLDER, slots, resources)
     check_finished(search)
     progress.now()
-
-
-def check_slots(slots: int, resources: Mapping[str, float], nodes: list[dict[str, float]]) -> None:
-    """ValueError if the nodes (a mapping such as {"CPU": 8, "GPU": 1} each) could never hold so many slots at once."""
-    needed = {name: amount for name, amount in resources.items() if amount}
-    if not needed or any(amount < 0 for amount in needed.values()):
-        raise ValueError(f'a slot needs some of the cluster, such as {{"CPU": 1}}, not {dict(resources)}')
-    room = sum(
-        min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in needed.items()) for node in nodes
-    )
-    if slots > room:
-        shapes = ", ".join(_amounts(node, needed) for node in nodes) or "no node"
-        raise ValueError(
-            f"{slots} slots of {_amounts(needed, needed)} each are asked for, but this cluster has room for {room}: "
-            f"its nodes have {shapes}. Ask for fewer or smaller slots, or add nodes"
-        )
 
 
 def _run(
@@ -203,7 +187,7 @@ class EvolutionaryPopulationScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         trial.set_config({})  # when it starts again, others may have its share
         with self._error_kept():
-            self.failure = _last_line(trial)
+            self.failure = last_line(trial)
             print(f"          slot {trial.trial_id} failed: {self.failure}", flush=True)
             self._shares.lost(trial.trial_id, self.failure)
 
@@ -285,12 +269,6 @@ def _actor(trial: TuneTrial) -> Any | None:
         return trial.temporary_state.ray_actor
     except AttributeError:
         return None
-
-
-def _last_line(trial: TuneTrial) -> str:
-    """What went wrong in a trial, as Tune wrote it down."""
-    text = Path(trial.error_file).read_text() if trial.error_file else ""
-    return textwrap.shorten((text.strip().splitlines() or ["no details"])[-1], 300)
 
 
 class _Slot(tune.Trainable):  # type: ignore[misc]

@@ -70,8 +70,7 @@ class Progress(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Remembers a trial whose own actor failed."""
-        why = (str(trial.get_error()).strip().splitlines() or ["no details"])[-1]
-        self._failed(self.trial_of(trial.config), f"its actor ended: {why}")
+        self._failed(self.trial_of(trial.config), f"its actor ended: {last_line(trial)}")
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Says that nothing is heard, if so."""
@@ -94,6 +93,12 @@ class Progress(Callback):  # type: ignore[misc]
         left = (time.monotonic() - self._began) * (self._cost / self._spent - 1) if self._spent else 0.0
         rest = f"; about {duration(left)} left" if self._ended < self._trials else ""
         print(f"[{self._ended}/{self._trials}] {trial.name}: {what}{rest}", flush=True)
+
+
+def last_line(trial: TuneTrial) -> str:
+    """What went wrong in a trial, as Tune wrote it down."""
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    return (text.strip().splitlines() or ["no details"])[-1]
 
 
 def duration(seconds: float) -> str:

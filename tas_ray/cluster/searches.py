@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -17,8 +17,11 @@ from tas_ray.cluster.evaluators import PopulationScores, weight_source
 from tas_ray.cluster.plan import SharedSearch
 from tas_ray.cluster.population import search_population
 from tas_ray.cluster.progress import SECONDS_BETWEEN_LINES, duration
-from tas_ray.cluster.train import alive_nodes, launch_supernet, slots_of
+from tas_ray.cluster.resources import alive_nodes, fitting
+from tas_ray.cluster.search_gauges import SearchGauges
+from tas_ray.cluster.train import launch_supernet
 from tas_ray.pipeline import WINNERS_FILE, write_winners
+from tas_ray.scores import OnProgress
 from tas_ray.supernets import about, context_of, images_for
 
 
@@ -27,8 +30,12 @@ def searched(search: SharedSearch) -> bool:
     return (search.folder / WINNERS_FILE).exists()
 
 
-def run_search(search: SharedSearch, resources: Resources) -> None:
+def run_search(search: SharedSearch, resources: Resources, shared: dict[str, Any]) -> None:
     """Trains the supernet if need be and searches for all budgets, or goes on with either, on the connected cluster.
+
+    Args:
+        shared: references to the images that the searches of this process have put into the object store, by
+            digest; it stays there, so the next search on the same images finds them.
 
     Raises:
         ValueError: the caller's mistake.
@@ -43,18 +50,22 @@ def run_search(search: SharedSearch, resources: Resources) -> None:
     dataset = data.load(supernet.data, torch.device("cpu"))
     space = supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
     images = images_for(dataset, search.method.evaluation)
+    if images.digest not in shared:
+        shared[images.digest] = ray.put(images)
     source = weight_source(file, search.method, space, about(supernet.space, supernet.data, dataset))
     try:
         budgets = [space.budget(budget, window=search.method.window) for budget in search.budgets]
         evolution = search.method.search(space, budgets, seed=search.seed)
         search_population(
             evolution,
-            PopulationScores(space=space, settings=search.method.evaluation, images=ray.put(images), weights=source),
+            PopulationScores(
+                space=space, settings=search.method.evaluation, images=shared[images.digest], weights=source
+            ),
             context=context_of(file, images, space),
             folder=search.folder,
-            slots=resources.slots or slots_of(resources, alive_nodes()),
+            slots=resources.slots or fitting(resources.per_worker, alive_nodes()),
             resources=resources.per_worker,
-            on_progress=_lines(search),
+            on_progress=_progress(search),
         )
         write_winners(search.folder, budgets, evolution)
     finally:
@@ -75,11 +86,14 @@ class _Epochs(ray.train.UserCallback):  # type: ignore[misc]
             print(f"          {self._name}: {where}", flush=True)
 
 
-def _lines(search: SharedSearch) -> Callable[[int, int, Sequence[float], float], None]:
+def _progress(search: SharedSearch) -> OnProgress:
+    """Gauges, and a line every half minute."""
+    gauges = SearchGauges(run=search.supernet.run, method=search.method.name, seed=search.seed, budgets=search.budgets)
     spoke = -SECONDS_BETWEEN_LINES
 
     def say(done: int, total: int, best: Sequence[float], seconds: float) -> None:
         nonlocal spoke
+        gauges(done, total, best, seconds)
         if done < total and seconds - spoke < SECONDS_BETWEEN_LINES:
             return
         spoke = seconds

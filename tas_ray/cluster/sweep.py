@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,9 +17,10 @@ from tas_ray.cluster.cost import Cost, cost_of, typical
 from tas_ray.cluster.folder import claimed, keep_config
 from tas_ray.cluster.plan import STOPPED_FILE, TRIALS_FOLDER, SharedSearch, Study, SweepPlan, done, plan_sweep
 from tas_ray.cluster.progress import Progress
+from tas_ray.cluster.resources import alive_nodes, check_resources
 from tas_ray.cluster.searches import run_search, searched
 from tas_ray.cluster.studies import StudySearch, search
-from tas_ray.cluster.train import TRAIN_FOLDER, alive_nodes, check_resources
+from tas_ray.cluster.train import TRAIN_FOLDER
 from tas_ray.cluster.tuner import Runner, connect
 from tas_ray.pipeline import Trial
 from tas_ray.plot import draw
@@ -114,10 +116,11 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
     runner.fixed(work.teachers)
     if work.teachers and work.teachers[0].name in progress.failures:
         return progress.failures
-    failed = set()
+    failed: set[Path] = set()
+    images: dict[str, Any] = {}
     for shared in work.searches:
         try:
-            run_search(shared, config.resources)
+            run_search(shared, config.resources, images)
         except (ValueError, RuntimeError) as error:  # other methods do not need it
             progress.failures[shared.name] = str(error)
             failed.add(shared.folder)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -38,46 +38,6 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 # Every report waits for the controller's next look at its workers: by default two seconds, too long for small epochs.
 _ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
-
-
-def check_resources(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
-    """The number of trials that fit the nodes (a mapping such as {"CPU": 8, "GPU": 1} each) at once, at least 1.
-
-    Raises:
-        ValueError: not even one trial fits, however long it waits: a worker is larger than every node, or there is
-            no room for all of its workers.
-    """
-    need, room = resources.per_worker, slots_of(resources, nodes)
-    trials = room // resources.least_workers
-    if trials:
-        return trials
-    shapes = ", ".join(_amounts(node, need) for node in nodes) or "no node"
-    raise ValueError(
-        f"a trial needs {resources.least_workers} worker(s) of {_amounts(need, need)}, but this cluster has room for "
-        f"{room}: its nodes have {shapes}. Ask for fewer or smaller workers (--resources), or add nodes"
-    )
-
-
-def slots_of(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many processes of a worker's size the nodes hold."""
-    need = resources.per_worker.items()
-    return sum(min(_copies(node.get(name, 0.0), amount, name == "GPU") for name, amount in need) for node in nodes)
-
-
-def _copies(there: float, amount: float, whole: bool) -> int:
-    """How often an amount fits; a share of something whole, such as a GPU, does not reach over two of them."""
-    if whole and amount < 1:
-        return int(there) * int(1 / amount + 1e-9)
-    return int(there / amount + 1e-9)
-
-
-def _amounts(node: Mapping[str, float], names: Mapping[str, float]) -> str:
-    return " + ".join(f"{node.get(name, 0.0):g} {name}" for name in names)
-
-
-def alive_nodes() -> list[dict[str, float]]:
-    """What each living node of the connected cluster has in total, by Ray's names of resources."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class RayCheckpoints(Checkpoints):

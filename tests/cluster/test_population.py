@@ -7,7 +7,8 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from tas_ray.choices import Architecture
 from tas_ray.cluster import population, shares
-from tas_ray.cluster.population import check_slots, search_population
+from tas_ray.cluster.population import search_population
+from tas_ray.cluster.resources import check_slots
 from tas_ray.cluster.shares import Shares
 from tas_ray.scores import Evaluate, Journal, Progress
 from tests.cluster.evaluators import (

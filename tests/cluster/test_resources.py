@@ -1,7 +1,7 @@
 import pytest
 
 from tas_ray.cluster.config import Resources
-from tas_ray.cluster.train import check_resources
+from tas_ray.cluster.resources import check_resources
 
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 2.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,7 +99,7 @@ class Progress(Callback):  # type: ignore[misc]
 def last_line(trial: TuneTrial) -> str:
     """What went wrong in a trial, as Tune wrote it down."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
-    return (text.strip().splitlines() or ["no details"])[-1]
+    return textwrap.shorten((text.strip().splitlines() or ["no details"])[-1], 300)
 
 
 def duration(seconds: float) -> str:

@@ -20,8 +20,8 @@ from tas_ray.cluster.sweep import sweep
 from tas_ray.data import load
 from tas_ray.evaluation import Evaluation
 from tas_ray.evolution import Evolution
-from tas_ray.methods.baselines import Uniform
 from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
+from tas_ray.methods.method import Method
 from tas_ray.pipeline import WINNERS_FILE
 from tests.cluster.kills import wait_for
 from tests.cluster.settings import settings
@@ -37,13 +37,8 @@ METHOD = MetaPruning(
 )
 
 
-def config(folder: Path, *, slots: int, workers: int = 1) -> Sweep:
-    return settings(
-        folder,
-        methods=(METHOD, RandomSearch.beside(METHOD), Uniform()),
-        budgets=(0.3, 0.6),
-        resources=Resources(slots=slots, workers=workers),
-    )
+def config(folder: Path, *methods: Method, slots: int) -> Sweep:
+    return settings(folder, methods=methods, budgets=(0.3, 0.6), resources=Resources(slots=slots))
 
 
 def scores(folder: Path) -> dict[str, str]:
@@ -59,13 +54,13 @@ def scores(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def quiet(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, pd.DataFrame]:
     """A finished sweep whose searches had one slot and met no accident."""
-    work = config(tmp_path_factory.mktemp("quiet"), slots=1)
+    work = config(tmp_path_factory.mktemp("quiet"), METHOD, RandomSearch.beside(METHOD), slots=1)
     return work, sweep(work)
 
 
 def test_one_supernet_and_one_search_a_method_serve_all_budgets(quiet: tuple[Sweep, pd.DataFrame]) -> None:
     work, table = quiet
-    assert table["method"].value_counts().to_dict() == {"metapruning": 2, "random-search": 2, "uniform": 2}
+    assert table["method"].value_counts().to_dict() == {"metapruning": 2, "random-search": 2}
     assert (table["macs"] <= table["budget_macs"]).all()
     assert table.set_index("method")["evaluations"].dropna().to_dict() == {"metapruning": 48, "random-search": 48}
     (supernet,) = (work.folder / SUPERNETS_FOLDER).iterdir()
@@ -76,7 +71,7 @@ def test_one_supernet_and_one_search_a_method_serve_all_budgets(quiet: tuple[Swe
 def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
     quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path
 ) -> None:
-    work = config(tmp_path, slots=2)
+    work = config(tmp_path, METHOD, slots=2)
     killed = threading.Event()
 
     def kill_a_slot() -> None:
@@ -91,9 +86,10 @@ def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
     table = sweep(work)
     thread.join()
     assert killed.is_set()
-    assert scores(work.folder) == scores(quiet[0].folder)
+    assert scores(work.folder).items() <= scores(quiet[0].folder).items()
     columns = ["trial", "architecture", "macs", "test_accuracy", "search_accuracy"]
-    pd.testing.assert_frame_equal(table[columns], quiet[1][columns])
+    same = quiet[1][quiet[1]["method"] == "metapruning"]
+    pd.testing.assert_frame_equal(table[columns], same[columns].reset_index(drop=True))
 
 
 def test_a_search_that_lost_its_winners_is_answered_from_its_journal(quiet: tuple[Sweep, pd.DataFrame]) -> None:
@@ -103,8 +99,7 @@ def test_a_search_that_lost_its_winners_is_answered_from_its_journal(quiet: tupl
     found = {path: path.read_text() for path in work.folder.glob(f"{SEARCHES_FOLDER}/*/{WINNERS_FILE}")}
     for path in found:
         path.unlink()
-    for folder in (work.folder / "trials").glob("*-0.3-seed0"):
-        (folder / "result.json").unlink()
+    (work.folder / "trials" / "metapruning-0.3-seed0" / "result.json").unlink()
     sweep(work)
     assert {path: path.read_text() for path in found} == found
     assert scores(work.folder) == before

@@ -182,7 +182,7 @@ def _train_supernet(trial: Trial, dataset: Dataset, workers: Workers, progress: 
     placed(task, workers.device)
     progress.fit(task, dataset, method.training, "search", dict)
     if workers.leads:
-        save_supernet(path, task, about(trial.space, trial.data, dataset))
+        save_supernet(path, task, about(trial.space, trial.data, dataset), progress.seconds["search"])
     workers.wait()
 
 
@@ -274,6 +274,9 @@ class Found:
     evaluations: int | None
     """Architectures that were scored in the search; None where none was."""
 
+    seconds: float
+    """What a search outside of the trial took, for all budgets: its supernet's training, all slots' scoring."""
+
 
 class _Stages:
     """A trial's stages on one worker, with all they share: data, space, budget, teacher, progress."""
@@ -305,6 +308,7 @@ class _Stages:
             params=space.params(architecture),
             accuracy=found["accuracy"],
             evaluations=found["evaluations"],
+            seconds=found["seconds"],
         )
 
     def _propose(self) -> dict[str, Any]:
@@ -398,6 +402,7 @@ class _Stages:
         macs = counted_macs(network, self.dataset.image_size, self.dataset.channels)
         tested = self._accuracy(network, "test")
         pruned = trial.budget is not None
+        seconds = self.progress.seconds
         used = versions()
         return Result(
             run=trial.run,
@@ -417,8 +422,8 @@ class _Stages:
             validation_accuracy=self._accuracy(network, "search") if trial.holdout else None,
             evaluations=found.evaluations,
             search=trial.searched.name if trial.searched else None,
-            search_seconds=self.progress.seconds.get("search", 0.0) + self.progress.seconds.get("evolution", 0.0),
-            retrain_seconds=self.progress.seconds.get("retrain", 0.0),
+            search_seconds=found.seconds + seconds.get("search", 0.0) + seconds.get("evolution", 0.0),
+            retrain_seconds=seconds.get("retrain", 0.0),
             workers=self.workers.world,
             device=_name_of(self.workers.device),
             precision=str(trial.retrain.dtype(self.workers.device)).removeprefix("torch."),
@@ -470,16 +475,20 @@ def inherit(network: nn.Module, dense: nn.Module) -> None:
                 tensor.copy_(given[tuple(slice(size) for size in tensor.shape)])
 
 
-def _found(architecture: Architecture, score: float | None, evaluations: int | None) -> dict[str, Any]:
-    return {"architecture": dict(architecture), "accuracy": score, "evaluations": evaluations}
+def _found(
+    architecture: Architecture, score: float | None, evaluations: int | None, seconds: float = 0.0
+) -> dict[str, Any]:
+    """What a search has found; the seconds are those it took outside of the trial."""
+    return {"architecture": dict(architecture), "accuracy": score, "evaluations": evaluations, "seconds": seconds}
 
 
-def write_winners(folder: Path, budgets: Sequence[Budget], search: Search) -> None:
-    """Writes what a finished search for several budgets has found; `read_winner` reads it."""
+def write_winners(folder: Path, search: Search, seconds: float) -> None:
+    """Writes what a finished search, which took so long, has found for its budgets; `read_winner` reads it."""
     found = []
-    for place, budget in enumerate(budgets):
+    for place, budget in enumerate(search.budgets):
         (best,) = search.best(place)
-        found.append({"budget": [budget.least, budget.most], **_found(best.architecture, best.score, search.evaluated)})
+        winner = _found(best.architecture, best.score, search.evaluated, seconds)
+        found.append({"budget": [budget.least, budget.most], **winner})
     write_atomically(folder / WINNERS_FILE, (json.dumps(found, indent=2) + "\n").encode())
 
 
@@ -490,7 +499,7 @@ def read_winner(folder: Path, budget: Budget) -> dict[str, Any]:
         raise ValueError(f"no search has finished in {folder}: {WINNERS_FILE} is missing")
     for found in json.loads(path.read_text()):
         if found["budget"] == [budget.least, budget.most]:
-            return {name: found[name] for name in ("architecture", "accuracy", "evaluations")}
+            return {name: found[name] for name in ("architecture", "accuracy", "evaluations", "seconds")}
     raise ValueError(f"the search in {folder} was not for a budget of {budget.most} MACs: search again for it")
 
 

@@ -96,7 +96,7 @@ class Result:
     """Name of the search, shared by the trials of a run, that the architecture came from; None where there was none."""
 
     search_seconds: float
-    """Wall-clock seconds of the search; 0 where there is none."""
+    """Wall-clock seconds of the search, the whole of one that served several budgets; 0 where there is none."""
 
     retrain_seconds: float
     """Wall-clock seconds of retraining."""

@@ -77,6 +77,7 @@ class Journal:
             raise ValueError(f"the context of scores is a hash of 16 or more letters and digits, not {context!r}")
         self.path = journal_file(folder, context)
         self._scores: dict[Architecture, float] = {}
+        self._seconds = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._locked() as file:
@@ -95,6 +96,11 @@ class Journal:
     def scored(self) -> dict[Architecture, float]:
         """The score of every network that has one (not NaN), in the order they were written."""
         return {architecture: score for architecture, score in self._scores.items() if not math.isnan(score)}
+
+    @property
+    def seconds(self) -> float:
+        """What all evaluations in it took together."""
+        return self._seconds
 
     def known(self, architecture: Architecture) -> float | None:
         """What the network scored, NaN if that was no number; None if it was not evaluated yet."""
@@ -129,6 +135,7 @@ class Journal:
             raise
 
     def _remember(self, entry: Entry) -> None:
+        self._seconds += entry.seconds
         self._scores.setdefault(entry.architecture, entry.score if math.isfinite(entry.score) else math.nan)
 
     @contextmanager

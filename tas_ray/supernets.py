@@ -36,10 +36,10 @@ def about(space: SpaceConfig, data: DataConfig, dataset: Dataset) -> dict[str, A
     }
 
 
-def save_supernet(path: Path, task: SharedTask, belongs_to: Mapping[str, Any]) -> None:
-    """Writes a supernet whose training is over; the file holds all of it or is not there."""
+def save_supernet(path: Path, task: SharedTask, belongs_to: Mapping[str, Any], seconds: float) -> None:
+    """Writes a supernet whose training, which took so long, is over; the file holds all of it or is not there."""
     task.finish()
-    write_state({"about": dict(belongs_to), "module": task.state_dict()}, path)
+    write_state({"about": dict(belongs_to), "module": task.state_dict(), "seconds": seconds}, path)
 
 
 def load_supernet(path: Path, method: EvolvingMethod, space: SearchSpace, belongs_to: Mapping[str, Any]) -> SharedTask:
@@ -69,6 +69,12 @@ def load_supernet(path: Path, method: EvolvingMethod, space: SearchSpace, belong
             "Train one for this space and data, by leaving it out"
         ) from error
     return task
+
+
+def training_seconds(path: Path) -> float:
+    """How long the training of the supernet in a file took."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return float(state["seconds"])
 
 
 def context_of(supernet: Path, images: EvaluationImages, space: SearchSpace) -> str:

@@ -21,8 +21,8 @@ from tas_ray.cluster.resources import alive_nodes, fitting
 from tas_ray.cluster.search_gauges import SearchGauges
 from tas_ray.cluster.train import launch_supernet
 from tas_ray.pipeline import WINNERS_FILE, write_winners
-from tas_ray.scores import OnProgress
-from tas_ray.supernets import about, context_of, images_for
+from tas_ray.scores import Journal, OnProgress
+from tas_ray.supernets import about, context_of, images_for, training_seconds
 
 
 def searched(search: SharedSearch) -> bool:
@@ -56,18 +56,19 @@ def run_search(search: SharedSearch, resources: Resources, shared: dict[str, Any
     try:
         budgets = [space.budget(budget, window=search.method.window) for budget in search.budgets]
         evolution = search.method.search(space, budgets, seed=search.seed)
+        context = context_of(file, images, space)
         search_population(
             evolution,
             PopulationScores(
                 space=space, settings=search.method.evaluation, images=shared[images.digest], weights=source
             ),
-            context=context_of(file, images, space),
+            context=context,
             folder=search.folder,
             slots=resources.slots or fitting(resources.per_worker, alive_nodes()),
             resources=resources.per_worker,
             on_progress=_progress(search),
         )
-        write_winners(search.folder, budgets, evolution)
+        write_winners(search.folder, evolution, training_seconds(file) + Journal(search.folder, context).seconds)
     finally:
         ray.kill(source)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from search_spaces.tiny import tiny
 from tas_ray.data import DataConfig, Dataset, load
 from tas_ray.distill import Distillation, DistilledTask
+from tas_ray.methods.metapruning import MetaPruning
 from tas_ray.methods.tas import Tas
 from tas_ray.train import Classification, Group, Task, Training, accuracy, fit, placed, weights_of
 from tas_ray.workers import Workers, read_state, write_state
@@ -169,6 +170,9 @@ class Numbered(Dataset):
         for step, indices in steps:
             self.asked.append((split, step, indices.tolist(), augment, seed))
             yield torch.zeros(len(indices), 3, 8, 8), indices
+
+    def pixels(self, split: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
 
 def numbered(train: int, search: int) -> Numbered:
@@ -364,7 +368,12 @@ def search() -> Task:
     return method.task(space, space.budget(0.5), seed=5)
 
 
-TASKS = [classification, distillation, search]
+def generation() -> Task:
+    method = MetaPruning(supernet=replace(THREE, nesterov=False), hidden=8, hidden_alone=8)
+    return method.task(tiny(), seed=5)
+
+
+TASKS = [classification, distillation, search, generation]
 
 
 @pytest.mark.parametrize("make", TASKS)
@@ -481,6 +490,9 @@ class Unaugmented(Dataset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         return self.whole.batches(split, steps, augment=False, seed=seed)
 
+    def pixels(self, split: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.whole.pixels(split, indices)
+
 
 def unaugmented() -> Unaugmented:
     whole = load(DataConfig(), CPU)
@@ -502,6 +514,8 @@ def train_both(workers: Workers) -> dict[str, Any]:
     supernet = search()
     start = {name: p.detach().clone() for name, p in supernet.named_parameters()}
     searched = train(supernet, data, THREE, workers=workers)
+    pruning_net = generation()
+    generated = train(pruning_net, data, THREE, workers=workers)
     space = tiny()
     share = accuracy(space.build(space.dense, seed=4), data, "test", workers)
     return {
@@ -510,6 +524,8 @@ def train_both(workers: Workers) -> dict[str, Any]:
         "search": supernet.state_dict(),
         "still": [name for name, p in supernet.named_parameters() if torch.equal(p, start[name])],
         "search_losses": [metrics["loss"] for metrics in searched],
+        "pruning_net": pruning_net.state_dict(),
+        "generated_losses": [metrics["loss"] for metrics in generated],
         "accuracy": share,
     }
 
@@ -558,3 +574,12 @@ def test_workers_that_search_together_hold_the_same_supernet(
     # BatchNorm sees half the images on each of two workers: close to one worker's search, not equal.
     assert two_workers[0]["search_losses"] == pytest.approx(one_worker["search_losses"], rel=0.2)
     assert two_workers[0]["search_losses"] != one_worker["search_losses"]
+
+
+def test_workers_that_exchange_corners_hold_the_same_pruning_net(
+    two_workers: list[dict[str, Any]], one_worker: dict[str, Any]
+) -> None:
+    first, second = (outcome["pruning_net"] for outcome in two_workers)
+    assert_equal(first, second)
+    assert two_workers[0]["generated_losses"] == pytest.approx(one_worker["generated_losses"], rel=0.2)
+    assert two_workers[0]["generated_losses"] != one_worker["generated_losses"]

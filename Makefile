@@ -20,9 +20,9 @@ install: $(STAMP)  ## create .venv with the project and its tools (every other t
 quickstart: $(STAMP)  ## search, retrain and rank pruned networks for three budgets on handwritten digits
 	$(BIN)/tas-ray quickstart
 
-# Two test workers share the cores, so each computes with one thread.
+# Two test workers share the cores, so each computes with one thread; the tests on clusters come first and run side by side.
 test: $(STAMP)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## check format, lint, types and architecture (import contracts among others)
 	$(BIN)/ruff format --check

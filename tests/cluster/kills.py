@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 import torch
 from ray.util.state import list_actors
 
@@ -119,7 +120,13 @@ def free_port() -> int:
 
 def kill_workers() -> None:
     """Ends the processes of all training workers of the connected cluster at once, without a word."""
-    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], detail=True)
-    assert actors
+    assert kill_actors("RayTrainWorker")
+
+
+def kill_actors(class_name: str, most: int | None = None) -> int:
+    """Ends the processes of so many (all) actors of a class of the connected cluster; how many there were."""
+    alive = [("class_name", "=", class_name), ("state", "=", "ALIVE")]
+    actors = list_actors(ray.get_runtime_context().gcs_address, filters=alive, detail=True)[:most]
     for actor in actors:
         os.kill(actor.pid, signal.SIGKILL)
+    return len(actors)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
 import torch
-from ray.util.state import list_actors
 
 from tas_ray.cluster.config import Optuna, Range, Resources, Sweep
 from tas_ray.cluster.plan import SEARCHES_FOLDER, SUPERNETS_FOLDER, plan_sweep
@@ -23,7 +19,7 @@ from tas_ray.evolution import Evolution
 from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
 from tas_ray.methods.method import Method
 from tas_ray.pipeline import WINNERS_FILE
-from tests.cluster.kills import wait_for
+from tests.cluster.kills import kill_actors, wait_for
 from tests.cluster.settings import settings
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -76,9 +72,7 @@ def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
 
     def kill_a_slot() -> None:
         wait_for("a score", lambda: any(scores(work.folder).values()))
-        slots = [("class_name", "=", "_Slot"), ("state", "=", "ALIVE")]
-        for actor in list_actors(ray.get_runtime_context().gcs_address, filters=slots, detail=True)[:1]:
-            os.kill(actor.pid, signal.SIGKILL)
+        if kill_actors("_Slot", most=1):
             killed.set()
 
     thread = threading.Thread(target=kill_a_slot)

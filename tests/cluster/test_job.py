@@ -3,9 +3,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +51,8 @@ def test_a_job_is_submitted_from_a_checkout_to_a_running_cluster(tmp_path: Path)
     (checkout / "jobs" / "one_trial.py").write_text(JOB)
     with running_cluster() as address:
         command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m"]
-        submitted = subprocess.run(
+        submit = partial(
+            subprocess.run,
             [*command, "jobs.one_trial", "--storage", tmp_path / "runs"],
             cwd=checkout,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
@@ -57,6 +60,12 @@ def test_a_job_is_submitted_from_a_checkout_to_a_running_cluster(tmp_path: Path)
             text=True,
             timeout=PATIENCE,
         )
+        submitted = submit()
+        for _ in range(60):  # a cluster that has just started has no agent for a moment
+            if "No available agent" not in submitted.stderr:
+                break
+            time.sleep(1)
+            submitted = submit()
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "uniform-0.5-seed0" in submitted.stdout
     assert "succeeded" in submitted.stdout

@@ -68,18 +68,11 @@ def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
     quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path
 ) -> None:
     work = config(tmp_path, METHOD, slots=2)
-    killed = threading.Event()
-
-    def kill_a_slot() -> None:
-        wait_for("a score", lambda: any(scores(work.folder).values()))
-        if kill_actors("_Slot", most=1):
-            killed.set()
-
-    thread = threading.Thread(target=kill_a_slot)
-    thread.start()
+    killer = threading.Thread(target=lambda: wait_for("a slot to kill", lambda: kill_actors("_Slot", most=1)))
+    killer.start()
     table = sweep(work)
-    thread.join()
-    assert killed.is_set()
+    killer.join(timeout=1)
+    assert not killer.is_alive()
     assert scores(work.folder).items() <= scores(quiet[0].folder).items()
     columns = ["trial", "architecture", "macs", "test_accuracy", "search_accuracy"]
     same = quiet[1][quiet[1]["method"] == "metapruning"]

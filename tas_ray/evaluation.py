@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tas_ray.augment import normalize
@@ -153,7 +153,7 @@ class Evaluator:
             fold(network.eval())
             return self._accuracy(network)
 
-    def _accuracy(self, network: torch.nn.Module) -> float:
+    def _accuracy(self, network: nn.Module) -> float:
         right = torch.zeros((), device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         batches = zip(
@@ -178,10 +178,13 @@ class _Uninitialized(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func in _DRAWS else func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
-_DRAWS = (Tensor.normal_, Tensor.uniform_)
+_DRAWS = (Tensor.normal_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
 def check_sane(score: float, *, training_accuracy: float, classes: int, images: int) -> None:

@@ -33,6 +33,10 @@ METHOD = MetaPruning(
 )
 
 
+SLOT = "with_resources.<locals>.ResourceTrainable"
+"""What Ray calls the actor of a trial whose trainable is a class."""
+
+
 def config(folder: Path, *methods: Method, slots: int) -> Sweep:
     return settings(folder, methods=methods, budgets=(0.3, 0.6), resources=Resources(slots=slots))
 
@@ -68,7 +72,7 @@ def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
     quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path
 ) -> None:
     work = config(tmp_path, METHOD, slots=2)
-    killer = threading.Thread(target=lambda: wait_for("a slot to kill", lambda: kill_actors("_Slot", most=1)))
+    killer = threading.Thread(target=lambda: wait_for("a slot to kill", lambda: kill_actors(SLOT, most=1)))
     killer.start()
     table = sweep(work)
     killer.join(timeout=1)

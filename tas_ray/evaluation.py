@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -152,6 +152,11 @@ class Evaluator:
             recalibrate(network, batches, cumulative=self.settings.batchnorm == "cumulative")
             fold(network.eval())
             return self._accuracy(network)
+
+    def check(self, scores: Callable[[Sequence[Architecture]], Sequence[float]], *, training_accuracy: float) -> None:
+        """ValueError if `scores`, which this evaluator computes, mean nothing (see `check_sane`)."""
+        (dense,) = scores([self.space.dense])
+        check_sane(dense, training_accuracy=training_accuracy, classes=self.space.classes, images=len(self.labels))
 
     def _accuracy(self, network: nn.Module) -> float:
         right = torch.zeros((), device=self.device)

@@ -12,7 +12,7 @@ import torch
 
 from tas_ray.choices import Architecture
 from tas_ray.data import DataConfig, Dataset
-from tas_ray.evaluation import Evaluation, EvaluationImages, Evaluator, check_sane, evaluation_images, unscored
+from tas_ray.evaluation import Evaluation, EvaluationImages, Evaluator, evaluation_images, unscored
 from tas_ray.methods.method import EvolvingMethod, SharedTask
 from tas_ray.space import SearchSpace, SpaceConfig
 from tas_ray.workers import read_state, write_state
@@ -99,13 +99,7 @@ class SupernetScores:
         """See `Evaluate.setup`; ValueError if the scores mean nothing."""
         self.task.to(self.device)
         self.evaluator = Evaluator(self.space, self.images, self.settings, self.device)
-        (dense,) = self([self.space.dense])
-        check_sane(
-            dense,
-            training_accuracy=self.task.training_accuracy,
-            classes=self.space.classes,
-            images=len(self.images.labels),
-        )
+        self.evaluator.check(self, training_accuracy=self.task.training_accuracy)
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[float]:
         """See `Evaluate.__call__`."""

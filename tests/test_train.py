@@ -172,7 +172,7 @@ class Numbered(Dataset):
             yield torch.zeros(len(indices), 3, 8, 8), indices
 
     def pixels(self, split: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        return torch.zeros(len(indices), 3, 8, 8, dtype=torch.uint8), indices
 
 
 def numbered(train: int, search: int) -> Numbered:

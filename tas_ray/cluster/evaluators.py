@@ -12,13 +12,13 @@ import ray
 import torch
 
 from tas_ray.choices import Architecture
-from tas_ray.evaluation import Evaluation, Evaluator, check_sane
+from tas_ray.evaluation import Evaluation, Evaluator
 from tas_ray.methods.method import EvolvingMethod
 from tas_ray.space import SearchSpace
 from tas_ray.supernets import load_supernet
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class PopulationScores:
     """Scores architectures in a slot (a `tas_ray.scores.Evaluate`), which never holds the supernet."""
 
@@ -35,22 +35,14 @@ class PopulationScores:
         """See `Evaluate.setup`; ValueError if the scores mean nothing."""
         images = ray.get(self.images)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # The one thing a slot makes for itself; what is shared stays as it was sent.
-        object.__setattr__(self, "evaluator", Evaluator(self.space, images, self.settings, device))
-        (dense,) = self([self.space.dense])
-        check_sane(
-            dense,
-            training_accuracy=ray.get(self.weights.training_accuracy.remote()),
-            classes=self.space.classes,
-            images=len(images.labels),
-        )
+        self.evaluator = Evaluator(self.space, images, self.settings, device)
+        self.evaluator.check(self, training_accuracy=ray.get(self.weights.training_accuracy.remote()))
 
     def __call__(self, architectures: Sequence[Architecture]) -> list[float]:
         """See `Evaluate.__call__`."""
         states = ray.get(self.weights.of.remote(architectures))
-        evaluator: Evaluator = self.__dict__["evaluator"]
         return [
-            evaluator.score(architecture, {name: torch.tensor(array) for name, array in state.items()})
+            self.evaluator.score(architecture, {name: torch.tensor(array) for name, array in state.items()})
             for architecture, state in zip(architectures, states, strict=True)
         ]
 

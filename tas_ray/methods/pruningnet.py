@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,12 @@ class PruningNet(nn.Module):
         super().__init__()
         self.structure = Structure()
         self.network = define(GeneratedLayers(candidates, self.structure, hidden, hidden_alone, affine))
+        # In tuples, which register nothing twice; every step and every candidate asks for them.
+        self.generators = tuple(module for module in self.modules() if isinstance(module, Generator))
+        """One per convolution, in the order of the network."""
+        self._stages = tuple(
+            (name, module) for name, module in self.network.named_modules() if isinstance(module, GeneratedStage)
+        )
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], architecture: Architecture
@@ -80,11 +86,6 @@ class PruningNet(nn.Module):
         self.structure.numbers = architecture
         logits: Tensor = self.network(images)
         return logits
-
-    @property
-    def generators(self) -> list[Generator]:
-        """One per convolution, in the order of the network."""
-        return [module for module in self.modules() if isinstance(module, Generator)]
 
     @torch.no_grad()
     def weights(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
@@ -101,10 +102,9 @@ class PruningNet(nn.Module):
 
     def _kept(self, state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
         """Without the blocks that the architecture's depths remove."""
-        stages = [(name, module) for name, module in self.network.named_modules() if isinstance(module, GeneratedStage)]
         removed = tuple(
             f"{name}.{block}."
-            for name, stage in stages
+            for name, stage in self._stages
             for block in range(architecture.get(stage.depth.name, stage.depth.full), len(stage))
         )
         return {name: tensor for name, tensor in state.items() if not name.startswith(removed)}
@@ -232,11 +232,12 @@ class Generator(nn.Module):
         return leaf
 
 
-class Used:
-    """One use of a generator: the generated weight, what it was generated from."""
+class Used(NamedTuple):
+    """One use of a generator: the generated weight, and what it was generated from."""
 
-    def __init__(self, weight: Tensor, encoding: Tensor, hidden: Tensor) -> None:
-        self.weight, self.encoding, self.hidden = weight, encoding, hidden
+    weight: Tensor
+    encoding: Tensor
+    hidden: Tensor
 
 
 class GeneratedConvBN(nn.Module):

@@ -129,8 +129,9 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
     """Checks what can be checked before anything is spent, for data of these classes and this size.
 
     Raises:
-        ValueError: there is no such space, the images do not fit it, no network is within the budget, the method
-            has no answer to it, or the teacher is missing or of another space, size or number of classes.
+        ValueError: there is no such space, the images do not fit it, no network is within the budget, the method has
+            no answer to it (a search done elsewhere is not checked), or the teacher is missing or of another space,
+            size or number of classes.
     """
     space = trial.space.load(classes=classes, image_size=image_size)
     if isinstance(trial.method, Dense) != (trial.budget is None):
@@ -140,8 +141,9 @@ def plan(trial: Trial, *, classes: int, image_size: int) -> Plan:
         budget = space.budget(trial.budget, window=trial.method.window)
     match trial.method:
         case EvolvingMethod() as method:
-            check_evolving(method, space)
-            method.search(space, [budget], seed=trial.seed)
+            if trial.searched is None:
+                check_evolving(method, space)
+                method.search(space, [budget], seed=trial.seed)
         case ProposingMethod() as method if method.training is None:
             method.propose(space, budget, None, seed=trial.seed)
         case _:

@@ -15,10 +15,12 @@ from typing import Any
 from tas_ray import pipeline
 from tas_ray.cluster.config import Range, Sweep, Value
 from tas_ray.data import Dataset
+from tas_ray.evolution import Search
 from tas_ray.methods.baselines import Dense
 from tas_ray.methods.method import EvolvingMethod, Method
 from tas_ray.pipeline import Trial
 from tas_ray.results import RESULT_FILE
+from tas_ray.space import SearchSpace
 from tas_ray.supernets import SUPERNET_FILE
 
 TRIALS_FOLDER = "trials"
@@ -61,6 +63,11 @@ class SharedSearch:
     def name(self) -> str:
         """What it is called in messages."""
         return self.folder.name
+
+    def begun(self, space: SearchSpace) -> Search:
+        """The search at its beginning; ValueError if a budget admits no architecture."""
+        budgets = [space.budget(budget, window=self.method.window) for budget in self.budgets]
+        return self.method.search(space, budgets, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +125,10 @@ def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
     examples = [study.trial(values) for study in plan.studies for values in _ends(study)]
     for trial in (*plan.teachers, *plan.trials, *examples):
         pipeline.plan(trial, classes=dataset.classes, image_size=dataset.image_size)
+    for search in plan.searches:
+        space = search.supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
+        pipeline.check_evolving(search.method, space)
+        search.begun(space)
     return plan
 
 

@@ -54,8 +54,7 @@ def run_search(search: SharedSearch, resources: Resources, shared: dict[str, Any
         shared[images.digest] = ray.put(images)
     source = weight_source(file, search.method, space, about(supernet.space, supernet.data, dataset))
     try:
-        budgets = [space.budget(budget, window=search.method.window) for budget in search.budgets]
-        evolution = search.method.search(space, budgets, seed=search.seed)
+        evolution = search.begun(space)
         context = context_of(file, images, space)
         search_population(
             evolution,

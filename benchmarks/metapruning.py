@@ -136,7 +136,7 @@ class PlainConvBN(nn.Module):
 
 def full_weight(generator: Generator, ratios: list[float]) -> Tensor:
     """The whole weight, differentiable."""
-    hidden = generator.hidden(generator.weight1.new_tensor([ratios]))[0]
+    hidden = generator.hidden(generator.weight1.new_tensor(ratios))
     return (generator.weight2.view(-1, len(hidden)) @ hidden).view(generator.shape)
 
 
@@ -190,7 +190,7 @@ def our_score(task: PruningTask, architecture: Architecture, options: argparse.N
         digest="",
     )
     evaluator = Evaluator(space, images, settings, torch.device(options.device))
-    return lambda: evaluator.score(architecture, task.weights([architecture])[0])
+    return lambda: evaluator.score(architecture, task.weights(architecture))
 
 
 def plain_score(task: PruningTask, architecture: Architecture, options: argparse.Namespace) -> Step:

@@ -84,7 +84,7 @@ class EvaluationImages:
 def evaluation_images(dataset: Dataset, settings: Evaluation, *, seed: int) -> EvaluationImages:
     """The images these settings ask for, fewer where a split has fewer."""
     calibration, _ = dataset.pixels("train", _drawn(dataset, "train", settings.calibration_images, seed))
-    images, labels = dataset.pixels("search", _drawn(dataset, "search", _scored(dataset, settings), seed))
+    images, labels = dataset.pixels("search", _drawn(dataset, "search", scored_images(dataset, settings), seed))
     parts = [calibration.numpy(), images.numpy(), labels.numpy()]
     digest = hashlib.sha256(repr((asdict(settings), dataset.mean, dataset.std)).encode())
     for part in parts:
@@ -105,7 +105,7 @@ def unscored(dataset: Dataset, settings: Evaluation, *, seed: int) -> Dataset:
     Raises:
         ValueError: they score on all of them.
     """
-    scored = _scored(dataset, settings)
+    scored = scored_images(dataset, settings)
     rest = _drawn(dataset, "search", dataset.size("search"), seed)[scored:].sort().values
     if len(rest) < 2:
         raise ValueError(
@@ -115,9 +115,10 @@ def unscored(dataset: Dataset, settings: Evaluation, *, seed: int) -> Dataset:
     return replace(dataset, rows={**dataset.rows, "search": dataset.rows["search"][rest]})
 
 
-def _scored(dataset: Dataset, settings: Evaluation) -> int:
+def scored_images(dataset: Dataset, settings: Evaluation) -> int:
+    """How many images of the search split candidates are scored on."""
     size = dataset.size("search")
-    return max(2, int(SCORED_SHARE * size)) if settings.images is None else settings.images
+    return max(2, int(SCORED_SHARE * size)) if settings.images is None else min(settings.images, size)
 
 
 def _drawn(dataset: Dataset, split: Split, count: int, seed: int) -> Tensor:

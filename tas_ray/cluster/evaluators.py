@@ -59,7 +59,8 @@ class WeightSource:
 
     def of(self, architectures: Sequence[Architecture]) -> list[dict[str, np.ndarray]]:
         """The state of each architecture's plain network."""
-        return [{name: tensor.numpy() for name, tensor in state.items()} for state in self._task.weights(architectures)]
+        states = (self._task.weights(architecture) for architecture in architectures)
+        return [{name: tensor.numpy() for name, tensor in state.items()} for state in states]
 
 
 def weight_source(file: Path, method: EvolvingMethod, space: SearchSpace, belongs_to: dict[str, Any]) -> Any:

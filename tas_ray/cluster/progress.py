@@ -26,7 +26,7 @@ class Progress(Callback):  # type: ignore[misc]
     """Follows the trials of one driver."""
 
     def __init__(self, folder: Path, cost_of: Callable[[Trial], int], trials: int, cost: int) -> None:
-        """Follows so many trials, which cost so much together, by the estimate of `cost_of`."""
+        """Follows so many trials, each with its `cost_of`; all work, shared searches too, costs so much."""
         self.failures: dict[str, str] = {}
         self.trial_of: Callable[[Mapping[str, Any]], Trial]
         self._gauges = Gauges()
@@ -35,6 +35,10 @@ class Progress(Callback):  # type: ignore[misc]
         self._trials, self._ended = trials, 0
         self._cost, self._spent = cost, 0
         self._began = self._spoke = time.monotonic()
+
+    def spent(self, cost: int) -> None:
+        """Counts work that belongs to no single trial as done."""
+        self._spent += cost
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from tas_ray import data
 from tas_ray.cluster.config import Sweep
-from tas_ray.cluster.cost import Cost, cost_of, typical
+from tas_ray.cluster.cost import Cost, cost_of, cost_of_search, cost_of_supernets, typical
 from tas_ray.cluster.folder import claimed, keep_config
 from tas_ray.cluster.plan import STOPPED_FILE, TRIALS_FOLDER, SharedSearch, Study, SweepPlan, done, plan_sweep
 from tas_ray.cluster.progress import Progress
@@ -22,6 +22,7 @@ from tas_ray.cluster.searches import run_search, searched
 from tas_ray.cluster.studies import StudySearch, search
 from tas_ray.cluster.train import TRAIN_FOLDER
 from tas_ray.cluster.tuner import Runner, connect
+from tas_ray.data import Dataset
 from tas_ray.pipeline import Trial
 from tas_ray.plot import draw
 from tas_ray.results import leaderboard, read_results, write_leaderboard
@@ -44,7 +45,7 @@ def sweep(config: Sweep) -> pd.DataFrame:
     plan = plan_sweep(config, dataset)
     with claimed(config.folder):
         keep_config(config)
-        work = _left(config, plan, lambda trial: cost_of(trial, dataset))
+        work = _left(config, plan, dataset)
         print(work.describe(), flush=True)
         failures = _run(config, work) if work.count else {}
         table = publish(config.folder)
@@ -63,7 +64,7 @@ class _Work:
     searches: Sequence[SharedSearch]
     trials: Sequence[Trial]
     studies: Sequence[tuple[Study, StudySearch, int]]
-    cost_of: Callable[[Trial], Cost]
+    dataset: Dataset
 
     @property
     def count(self) -> int:
@@ -74,7 +75,9 @@ class _Work:
     def cost(self) -> Cost:
         """What they cost."""
         chosen = [typical(study) for study, _, missing in self.studies for _ in range(missing)]
-        return sum(map(self.cost_of, [*self.teachers, *self.trials, *chosen]), Cost())
+        trials = (cost_of(trial, self.dataset) for trial in [*self.teachers, *self.trials, *chosen])
+        searches = (cost_of_search(search, self.dataset) for search in self.searches)
+        return sum([*trials, *searches], cost_of_supernets(self.searches, self.dataset))
 
     def describe(self) -> str:
         """The estimate for people."""
@@ -86,7 +89,7 @@ class _Work:
         )
 
 
-def _left(config: Sweep, plan: SweepPlan, costs: Callable[[Trial], Cost]) -> _Work:
+def _left(config: Sweep, plan: SweepPlan, dataset: Dataset) -> _Work:
     studies = []
     for study in plan.studies:
         assert config.optuna is not None
@@ -97,7 +100,7 @@ def _left(config: Sweep, plan: SweepPlan, costs: Callable[[Trial], Cost]) -> _Wo
         searches=[shared for shared in plan.searches if not searched(shared)],
         trials=[trial for trial in plan.trials if not done(trial.folder)],
         studies=[(study, searcher, missing) for study, searcher, missing in studies if missing > 0],
-        cost_of=costs,
+        dataset=dataset,
     )
 
 
@@ -105,7 +108,7 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
     """Does the work on a cluster and returns what failed, by name of trial."""
     connect()
     at_once = check_resources(config.resources, alive_nodes())
-    progress = Progress(config.folder, lambda trial: work.cost_of(trial).total, work.count, work.cost.total)
+    progress = Progress(config.folder, lambda trial: cost_of(trial, work.dataset).total, work.count, work.cost.total)
     runner = Runner(
         folder=config.folder,
         resources=config.resources,
@@ -119,11 +122,13 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
     failed: set[Path] = set()
     images: dict[str, Any] = {}
     for shared in work.searches:
+        cost = cost_of_supernets([shared], work.dataset) + cost_of_search(shared, work.dataset)
         try:
             run_search(shared, config.resources, images)
         except (ValueError, RuntimeError) as error:  # other methods do not need it
             progress.failures[shared.name] = str(error)
             failed.add(shared.folder)
+        progress.spent(cost.total)
     runner.fixed([trial for trial in work.trials if trial.searched not in failed])
     for study, searcher, missing in work.studies:
         if study.base.searched not in failed:

@@ -210,6 +210,6 @@ class PruningTask(SharedTask):
         """See `SharedTask.finish`."""
         self.optimizer.catch_up()
 
-    def weights(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
+    def weights(self, architecture: Architecture) -> dict[str, Tensor]:
         """See `SharedTask.weights`."""
-        return self.net.weights(architectures)
+        return self.net.weights(architecture)

@@ -32,8 +32,11 @@ class SharedTask(Task):
         """Called once the training is over, before its parameters are read by anything else."""
 
     @abstractmethod
-    def weights(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
-        """The state each architecture's plain network is to load, with fresh running statistics of BatchNorm."""
+    def weights(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The state an architecture's plain network is to load, with fresh running statistics of BatchNorm.
+
+        To the bit the same for an architecture, whatever others were asked for.
+        """
 
     @property
     @abstractmethod

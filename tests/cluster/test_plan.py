@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from tas_ray.cluster.config import Optuna, Range
-from tas_ray.cluster.cost import cost_of, typical
+from tas_ray.cluster.cost import cost_of, cost_of_search, cost_of_supernets, typical
 from tas_ray.cluster.plan import plan_sweep
 from tas_ray.data import DataConfig, Dataset, load
 from tas_ray.distill import Distillation
+from tas_ray.evaluation import Evaluation
+from tas_ray.evolution import Evolution
 from tas_ray.methods.baselines import Dense, Random, Uniform
+from tas_ray.methods.metapruning import MetaPruning, RandomSearch
+from tas_ray.supernets import SUPERNET_FILE
 from tests.cluster.settings import settings, tas, training
 
 
@@ -134,6 +138,24 @@ def test_costs_count_search_training_and_teacher(tmp_path: Path, digits: Dataset
     assert searched.search == 2 * halves * 6 * dense
     assert searched.retrain == uniform.retrain == 3 * images * (3 * budget + dense)
     assert uniform.search == 0
+
+
+def test_a_shared_search_costs_once_and_its_supernet_until_it_is_trained(tmp_path: Path, digits: Dataset) -> None:
+    evaluation = Evaluation(calibration_images=100, images=50)
+    evolution = Evolution(population=4, parents=2, mutations=1, crossovers=1, generations=3)
+    pruning = MetaPruning(supernet=training(2, nesterov=False), evaluation=evaluation, evolution=evolution)
+    config = settings(tmp_path, methods=(pruning, RandomSearch.beside(pruning)), budgets=(0.5, 0.75))
+    plan = plan_sweep(config, digits)
+    space = config.space.load(classes=10, image_size=8)
+    dense, budgets = space.macs(space.dense), [space.budget(budget).most for budget in config.budgets]
+    assert [cost_of(trial, digits).search for trial in plan.trials] == [0, 0, 0, 0]
+    for search in plan.searches:
+        assert cost_of_search(search, digits).total == 2 * 3 * 4 * 150 * sum(budgets) // 2
+    assert cost_of_supernets(plan.searches, digits).total == 2 * digits.size("train") * 3 * dense
+    place = plan.searches[0].supernet.folder
+    place.mkdir(parents=True)
+    (place / SUPERNET_FILE).touch()
+    assert cost_of_supernets(plan.searches, digits).total == 0
 
 
 def test_a_typical_trial_lies_inside_its_study(tmp_path: Path, digits: Dataset) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from tas_ray.cluster.config import Optuna, Range, Resources, Sweep
-from tas_ray.cluster.plan import SEARCHES_FOLDER, SUPERNETS_FOLDER, plan_sweep
+from tas_ray.cluster.plan import SEARCHES_FOLDER, SUPERNETS_FOLDER, SharedSearch, plan_sweep
+from tas_ray.cluster.searches import run_search
 from tas_ray.cluster.sweep import sweep
 from tas_ray.data import load
 from tas_ray.evaluation import Evaluation
 from tas_ray.evolution import Evolution
 from tas_ray.methods.metapruning import MetaPruning, RandomSearch, published_training
 from tas_ray.methods.method import Method
-from tas_ray.pipeline import WINNERS_FILE
+from tas_ray.pipeline import WINNERS_FILE, read_winner
+from tas_ray.supernets import SUPERNET_FILE
 from tests.cluster.kills import kill_actors, wait_for
 from tests.cluster.settings import settings
 
@@ -31,14 +35,13 @@ METHOD = MetaPruning(
     evaluation=Evaluation(calibration_images=200, images=200),
     evolution=Evolution(population=8, parents=3, mutations=4, crossovers=4, generations=3),
 )
-
-
+BUDGETS = (0.3, 0.6)
 SLOT = "with_resources.<locals>.ResourceTrainable"
 """What Ray calls the actor of a trial whose trainable is a class."""
 
 
-def config(folder: Path, *methods: Method, slots: int) -> Sweep:
-    return settings(folder, methods=methods, budgets=(0.3, 0.6), resources=Resources(slots=slots))
+def config(folder: Path, *methods: Method) -> Sweep:
+    return settings(folder, methods=methods, budgets=BUDGETS, resources=Resources(slots=1))
 
 
 def scores(folder: Path) -> dict[str, str]:
@@ -53,34 +56,55 @@ def scores(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def quiet(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, pd.DataFrame]:
-    """A finished sweep whose searches had one slot and met no accident."""
-    work = config(tmp_path_factory.mktemp("quiet"), METHOD, RandomSearch.beside(METHOD), slots=1)
+    """A finished sweep whose search had one slot and met no accident."""
+    work = config(tmp_path_factory.mktemp("quiet"), METHOD)
     return work, sweep(work)
 
 
-def test_one_supernet_and_one_search_a_method_serve_all_budgets(quiet: tuple[Sweep, pd.DataFrame]) -> None:
+def test_one_supernet_and_one_search_serve_all_budgets(quiet: tuple[Sweep, pd.DataFrame]) -> None:
     work, table = quiet
-    assert table["method"].value_counts().to_dict() == {"metapruning": 2, "random-search": 2}
+    assert list(table["method"]) == ["metapruning"] * 2
     assert (table["macs"] <= table["budget_macs"]).all()
-    assert table.set_index("method")["evaluations"].dropna().to_dict() == {"metapruning": 48, "random-search": 48}
+    assert list(table["evaluations"]) == [48] * 2
     (supernet,) = (work.folder / SUPERNETS_FOLDER).iterdir()
     assert {file.name for file in supernet.iterdir()} == {"supernet.pt"}
-    assert len(scores(work.folder)) == 2
+    assert len(scores(work.folder)) == 1
 
 
-def test_a_lost_slot_and_more_slots_change_no_score_and_no_row(
+def searched_again(quiet: Sweep, folder: Path, *methods: Method) -> list[SharedSearch]:
+    """The searches of a new sweep that finds the supernet of a quiet one."""
+    work = config(folder, *methods)
+    shutil.copytree(quiet.folder / SUPERNETS_FOLDER, work.folder / SUPERNETS_FOLDER)
+    return list(plan_sweep(work, load(work.data, torch.device("cpu"))).searches)
+
+
+def winners(search: SharedSearch) -> list[dict[str, Any]]:
+    space = search.supernet.space.load(classes=10, image_size=8)
+    found = [read_winner(search.folder, space.budget(budget)) for budget in search.budgets]
+    return [{name: value for name, value in winner.items() if name != "seconds"} for winner in found]
+
+
+def test_a_lost_slot_and_more_slots_change_no_score_and_no_winner(
     quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path
 ) -> None:
-    work = config(tmp_path, METHOD, slots=2)
+    (search,) = searched_again(quiet[0], tmp_path, METHOD)
     killer = threading.Thread(target=lambda: wait_for("a slot to kill", lambda: kill_actors(SLOT, most=1)))
     killer.start()
-    table = sweep(work)
+    run_search(search, Resources(slots=2), {})
     killer.join(timeout=1)
     assert not killer.is_alive()
-    assert scores(work.folder).items() <= scores(quiet[0].folder).items()
-    columns = ["trial", "architecture", "macs", "test_accuracy", "search_accuracy"]
-    same = quiet[1][quiet[1]["method"] == "metapruning"]
-    pd.testing.assert_frame_equal(table[columns], same[columns].reset_index(drop=True))
+    assert scores(search.folder.parents[1]) == scores(quiet[0].folder)
+    (before,) = plan_sweep(quiet[0], load(quiet[0].data, torch.device("cpu"))).searches
+    assert winners(search) == winners(before)
+
+
+def test_random_search_scores_as_many_with_the_same_supernet(quiet: tuple[Sweep, pd.DataFrame], tmp_path: Path) -> None:
+    evolution, random = searched_again(quiet[0], tmp_path, METHOD, RandomSearch.beside(METHOD))
+    supernet = evolution.supernet.folder / SUPERNET_FILE
+    stamp = supernet.stat().st_mtime_ns
+    run_search(random, Resources(slots=2), {})
+    assert supernet.stat().st_mtime_ns == stamp
+    assert {winner["evaluations"] for winner in winners(random)} == {48}
 
 
 def test_a_search_that_lost_its_winners_is_answered_from_its_journal(quiet: tuple[Sweep, pd.DataFrame]) -> None:

@@ -37,8 +37,9 @@ class Progress(Callback):  # type: ignore[misc]
         self._began = self._spoke = time.monotonic()
 
     def spent(self, cost: int) -> None:
-        """Counts work that belongs to no single trial as done."""
+        """Counts work that belongs to no single trial, and tells of itself, as done."""
         self._spent += cost
+        self._spoke = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

@@ -72,6 +72,18 @@ def test_the_rest_is_estimated_by_cost(
     assert "; about 3 min left" in capsys.readouterr().out  # three more as expensive as the first
 
 
+def test_work_of_no_trial_counts_and_is_no_silence(
+    watched: Watched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = watched.progress._began + progress.SECONDS_OF_SILENCE
+    monkeypatch.setattr(progress.time, "monotonic", lambda: later)
+    watched.progress.spent(10)
+    watched.progress.on_step_end(0, [])
+    assert capsys.readouterr().out == ""
+    watched.ends("one", error="x")
+    assert "; about 10 min left" in capsys.readouterr().out  # half of the work was done in ten minutes
+
+
 def test_long_silence_is_told_once(
     watched: Watched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

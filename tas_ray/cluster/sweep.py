@@ -128,7 +128,8 @@ def _run(config: Sweep, work: _Work) -> dict[str, str]:
         except (ValueError, RuntimeError) as error:  # other methods do not need it
             progress.failures[shared.name] = str(error)
             failed.add(shared.folder)
-        progress.spent(cost.total)
+        else:
+            progress.spent(cost.total)
     runner.fixed([trial for trial in work.trials if trial.searched not in failed])
     for study, searcher, missing in work.studies:
         if study.base.searched not in failed:

@@ -34,11 +34,10 @@ def test_a_driver_killed_in_search_and_interrupted_in_retraining_ends_with_the_l
         resources=Resources(concurrent_trials=1),
     )
     uniform, searched = plan_sweep(config, load(config.data, torch.device("cpu"))).trials
-    quiet(uniform, uniform.folder)
-    finished = (uniform.folder / "result.json").stat().st_mtime_ns
     with started(DRIVER, [pickled(config, tmp_path)], tmp_path / "first.log"):
         wait_for("a checkpoint of the search", lambda: phase(searched.folder) == "search")  # and SIGKILL
     pretend_an_hour_of_search(searched.folder)
+    finished = (uniform.folder / "result.json").stat().st_mtime_ns
 
     log = tmp_path / "second.log"
     with started(DRIVER, [pickled(config, tmp_path)], log) as second:
@@ -55,8 +54,9 @@ def test_a_driver_killed_in_search_and_interrupted_in_retraining_ends_with_the_l
     table = pd.read_csv(config.folder / "leaderboard.csv").set_index("trial")
     assert sorted(table.index) == ["tas-0.5-seed0", "uniform-0.5-seed0"]
     assert table.loc["tas-0.5-seed0", "search_seconds"] > HOUR  # went on from the checkpoint, not from the start
-    quiet(searched, tmp_path / "quiet")
-    assert_same(searched.folder, tmp_path / "quiet")
+    for trial in (uniform, searched):
+        quiet(trial, tmp_path / "quiet" / trial.name)
+        assert_same(trial.folder, tmp_path / "quiet" / trial.name)
 
 
 def pretend_an_hour_of_search(folder: Path) -> None:

@@ -56,11 +56,12 @@ def test_a_structure_computes_what_its_plain_network_with_generated_weights_does
 
 def test_a_generated_weight_is_the_leading_corner_of_the_full_one() -> None:
     generator = Generator(6, 5, 3, ratios=2, hidden=7).double()
-    hidden = generator.hidden(torch.tensor([0.4, 0.7], dtype=torch.float64))
     rows = generator.weight2.view(-1, 8)
-    full = (rows[:, :7] @ hidden[:7] + rows[:, 7]).view(6, 5, 3, 3)
-    torch.testing.assert_close(generator.generate(6, 5, hidden), full)
-    torch.testing.assert_close(generator.generate(4, 2, hidden), full[:4, :2])
+    for ratios in ([0.4, 0.7], [1.0, 0.3]):
+        hidden = generator.hidden(torch.tensor(ratios, dtype=torch.float64))
+        full = (rows[:, :7] @ hidden[:7] + rows[:, 7]).view(6, 5, 3, 3)
+        torch.testing.assert_close(generator.generate(6, 5, hidden), full)
+        torch.testing.assert_close(generator.generate(4, 2, hidden), full[:4, :2])
 
 
 class Autograd(nn.Module):

@@ -50,21 +50,20 @@ def cost_of(trial: Trial, dataset: Dataset) -> Cost:
 
 def cost_of_search(search: SharedSearch, dataset: Dataset) -> Cost:
     """An estimate of what a shared search costs besides its supernet: every candidate at the budget it is bred for."""
-    space = search.supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
     settings = search.method.evaluation
     images = min(settings.calibration_images, dataset.size("train")) + scored_images(dataset, settings)
-    begun = search.begun(space)
+    begun = search.begun(search.space(dataset))
     return Cost(search=begun.most * images * sum(budget.most for budget in begun.budgets) // len(begun.budgets))
 
 
 def cost_of_supernets(searches: Sequence[SharedSearch], dataset: Dataset) -> Cost:
     """An estimate of what it costs to train the supernets of these searches, each once, that are not there yet."""
     cost = 0
-    for supernet in {search.supernet.folder: search.supernet for search in searches}.values():
-        training = supernet.method.training
-        if training is not None and not (supernet.folder / SUPERNET_FILE).exists():
-            space = supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
-            cost += training.epochs * dataset.size("train") * (1 + BACKWARD) * space.macs(space.dense)
+    for folder, search in {search.supernet.folder: search for search in searches}.items():
+        if not (folder / SUPERNET_FILE).exists():
+            space = search.space(dataset)
+            images = search.method.training.epochs * dataset.size("train")
+            cost += images * (1 + BACKWARD) * space.macs(space.dense)
     return Cost(search=cost)
 
 

@@ -64,6 +64,10 @@ class SharedSearch:
         """What it is called in messages."""
         return self.folder.name
 
+    def space(self, dataset: Dataset) -> SearchSpace:
+        """What is searched, for images and classes of this dataset."""
+        return self.supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
+
     def begun(self, space: SearchSpace) -> Search:
         """The search at its beginning; ValueError if a budget admits no architecture."""
         budgets = [space.budget(budget, window=self.method.window) for budget in self.budgets]
@@ -126,7 +130,7 @@ def plan_sweep(sweep: Sweep, dataset: Dataset) -> SweepPlan:
     for trial in (*plan.teachers, *plan.trials, *examples):
         pipeline.plan(trial, classes=dataset.classes, image_size=dataset.image_size)
     for search in plan.searches:
-        space = search.supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
+        space = search.space(dataset)
         pipeline.check_evolving(search.method, space)
         search.begun(space)
     return plan

@@ -48,7 +48,7 @@ def run_search(search: SharedSearch, resources: Resources, shared: dict[str, Any
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"the supernet {supernet.name} could not be trained: {error}") from error
     dataset = data.load(supernet.data, torch.device("cpu"))
-    space = supernet.space.load(classes=dataset.classes, image_size=dataset.image_size)
+    space = search.space(dataset)
     images = images_for(dataset, search.method.evaluation)
     if images.digest not in shared:
         shared[images.digest] = ray.put(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ class _Work:
         """Trials to be finished."""
         return len(self.teachers) + len(self.trials) + sum(missing for _, _, missing in self.studies)
 
-    @property
+    @cached_property
     def cost(self) -> Cost:
-        """What they cost."""
+        """What they cost, as it was estimated before any of it was done."""
         chosen = [typical(study) for study, _, missing in self.studies for _ in range(missing)]
         trials = (cost_of(trial, self.dataset) for trial in [*self.teachers, *self.trials, *chosen])
         searches = (cost_of_search(search, self.dataset) for search in self.searches)

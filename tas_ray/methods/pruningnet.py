@@ -95,22 +95,21 @@ class PruningNet(nn.Module):
         which architectures are evaluated together.
         """
         self.structure.numbers = architecture
-        state = {
+        removed = self._removed(architecture)
+        return {
             f"{name}.{key}": tensor
             for name, module in self.network.named_modules()
-            if isinstance(module, GeneratedConvBN | GeneratedLinear)
+            if isinstance(module, GeneratedConvBN | GeneratedLinear) and not f"{name}.".startswith(removed)
             for key, tensor in module.weights().items()
         }
-        return self._kept(state, architecture)
 
-    def _kept(self, state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-        """Without the blocks that the architecture's depths remove."""
-        removed = tuple(
+    def _removed(self, architecture: Architecture) -> tuple[str, ...]:
+        """How the names begin of what lies in blocks that the architecture's depths remove."""
+        return tuple(
             f"{name}.{block}."
             for name, stage in self._stages
             for block in range(architecture.get(stage.depth.name, stage.depth.full), len(stage))
         )
-        return {name: tensor for name, tensor in state.items() if not name.startswith(removed)}
 
 
 class GeneratedLayers(Layers):
